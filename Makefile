@@ -1,0 +1,50 @@
+# `make train` and `make test` do all the set-up themselves: a virtual environment in .venv with the pinned versions.
+#   make setup EXTRA=cuda   (or EXTRA=tpu)   adds JAX's GPU or TPU support to .venv
+PYTHON ?= python3
+EXTRA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test test-slow lint lock clean
+
+help:
+	@echo "make train      train a ResNet on handwritten digits (2 minutes on a laptop), then draw its curves"
+	@echo "make test       lint and the whole test suite, on CPU"
+	@echo "make test-slow  the long proofs: kill-and-resume stress, real-data runs"
+	@echo "make setup EXTRA=cuda|tpu   the environment with GPU or TPU support"
+	@echo "make lock       renew requirements.lock from requirements*.txt"
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "resnet_jax needs Python 3.11 to 3.13, found $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "installing the pinned dependencies into $(VENV) (a few minutes, once)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+setup: $(STAMP)
+	@if [ -n "$(EXTRA)" ]; then $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock ".[$(EXTRA)]"; fi
+
+train: $(STAMP)
+	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits
+
+test: lint
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lock:
+	uv pip compile --universal --python-version 3.11 --fork-strategy requires-python --upgrade \
+	  --no-header --no-annotate requirements-dev.txt -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

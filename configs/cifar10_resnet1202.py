@@ -1,0 +1,17 @@
+"""CIFAR-10, ResNet-1202, the paper's recipe (section 4.2, Table 6).
+
+Command:         python train.py --config=configs/cifar10_resnet1202.py --config.data.root=PATH
+Hardware:        a GPU with 40 GB or more, or several
+Expected time:   not measured yet
+Expected result: 7.93 % test error (Table 6 of the paper); ours is not measured yet
+
+PATH holds cifar-10-batches-bin or cifar-10-batches-py. Batch norm is over the whole batch of 128; the authors' two GPUs
+normalised 64 images each: --config.batch_norm.group_size=64.
+"""
+
+from resnet_jax import recipes
+from resnet_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return recipes.paper_cifar10("cifar_resnet1202")

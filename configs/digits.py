@@ -1,0 +1,26 @@
+"""Handwritten digits (scikit-learn's 1,797 images of 8x8), a ResNet in the manner of section 4.2.
+
+Command:         make train, or python train.py --config=configs/digits.py --workdir=runs/digits
+Hardware:        any; a laptop's CPU will do
+Expected time:   TBD
+Expected result: TBD
+"""
+
+from resnet_jax import recipes
+from resnet_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    config = recipes.paper_cifar10("cifar_resnet20")
+    config.steps = 700
+    config.batch_size = 64
+    config.schedule.boundaries = (400, 600)
+    config.data.source = "digits"
+    config.data.image_size = 8
+    config.data.augment = "pad_crop_no_flip"  # a mirrored digit is no digit
+    config.data.pad = 1
+    config.evaluation.batch_size = 360
+    config.evaluation.every = 100
+    config.checkpoint.every = 100
+    config.logging.every = 20
+    return config

@@ -1,0 +1,20 @@
+"""ImageNet, ResNet-152, the paper's recipe (section 3.4, Table 1).
+
+Command:         python train.py --config=configs/resnet152.py --config.data.root=PATH
+Hardware:        8 GPUs or a TPU slice (256 images per step); one large GPU will do
+Expected time:   not measured yet
+Expected result: 21.43 % top-1, 5.71 % top-5 error, 10 crops (Table 3 of the paper); the authors' release has 23.0 %
+                 and 6.7 % with one centre crop. Ours is not measured yet
+
+PATH holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Evaluation is on the centre 224 x 224 of a shorter side of 256.
+Batch norm is over the whole batch of 256; the authors' eight GPUs normalised 32 images each:
+--config.batch_norm.group_size=32. The rate drops at 150k, 300k and 450k of 600k steps: our reading of Fig. 4, since the
+paper names no steps. Colour augmentation is not implemented yet.
+"""
+
+from resnet_jax import recipes
+from resnet_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return recipes.paper_imagenet("resnet152")

@@ -1,0 +1,21 @@
+"""ImageNet, ResNet-34, the paper's recipe (section 3.4, Table 1).
+
+Command:         python train.py --config=configs/resnet34.py --config.data.root=PATH
+Hardware:        8 GPUs or a TPU slice (256 images per step); one large GPU will do
+Expected time:   not measured yet
+Expected result: 24.52 % top-1, 7.46 % top-5 error with option B, 10 crops (Table 3 of the paper). Ours is not measured yet
+
+PATH holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Evaluation is on the centre 224 x 224 of a shorter side of 256.
+Batch norm is over the whole batch of 256; the authors' eight GPUs normalised 32 images each:
+--config.batch_norm.group_size=32. The rate drops at 150k, 300k and 450k of 600k steps: our reading of Fig. 4, since the
+paper names no steps. Colour augmentation is not implemented yet.
+
+Shortcut B; Table 2 of the paper has option A, Table 3 all three: --config.model.shortcut=A or C.
+"""
+
+from resnet_jax import recipes
+from resnet_jax.config import TrainConfig
+
+
+def get_config() -> TrainConfig:
+    return recipes.paper_imagenet("resnet34")

@@ -1,0 +1,24 @@
+"""Evaluates a checkpoint of a run: python eval.py --workdir=runs/digits [--step=N | --best]
+
+The config stored in the workdir is used; its fields are flags here too: --config.data.root=PATH.
+"""
+
+from absl import flags
+
+from resnet_jax import flags as command_line
+from resnet_jax.config import TrainConfig
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; default: the latest.", lower_bound=0)
+BEST = flags.DEFINE_bool("best", False, "Evaluate the kept checkpoint with the best top-1 accuracy instead.")
+
+
+def main(config: TrainConfig) -> None:
+    from resnet_jax.evaluation.run import evaluate_checkpoint  # after the flags that JAX reads when it starts are set
+
+    step, scores = evaluate_checkpoint(config, WORKDIR.value, -1 if BEST.value else STEP.value)
+    print(f"{WORKDIR.value}, step {step}: {scores}; {scores.count} images scored")
+
+
+if __name__ == "__main__":
+    command_line.run(main, command_line.config_from_workdir)

@@ -1,0 +1,420 @@
+"""Everything that a run can be told, as typed dataclasses.
+
+A config file (`configs/*.py`) has a function `get_config()` that returns a `TrainConfig`. Flags then change single
+fields, `--config.optimizer.learning_rate=0.2`; afterwards `validate` checks all of it and freezes it.
+
+Order of precedence: the defaults below, then the config file, then the flags.
+
+Durations are in training steps (one step is one update with one global batch). Sizes are in pixels.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import pathlib
+import types
+import typing
+from typing import Any
+
+from resnet_jax.errors import UserError
+
+
+@dataclasses.dataclass
+class Section:
+    """A group of settings: refuses unknown fields with the nearest valid name, and every change once frozen."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in self.__dataclass_fields__:
+            raise UserError(unknown_field(type(self).__name__, name, list(self.__dataclass_fields__)))
+        if self.__dict__.get("_frozen"):
+            raise dataclasses.FrozenInstanceError(f"cannot assign to {name!r}: the config is validated and frozen")
+        object.__setattr__(self, name, value)
+
+    def freeze(self) -> None:
+        """Makes this section and all sections in it read-only."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Section):
+                value.freeze()
+        object.__setattr__(self, "_frozen", True)
+
+
+@dataclasses.dataclass
+class ModelConfig(Section):
+    """Which network. Defaults are the paper's."""
+
+    name: str = "resnet50"
+    """A name in `resnet_jax.models.zoo`: resnet18 ... resnet152, plain18, plain34, cifar_resnet20 ... 1202 and
+    cifar_plain20 ... (6n+2 layers, section 4.2)."""
+    num_classes: int | None = None
+    """Outputs of the head; None: as many classes as the data has."""
+    shortcut: str | None = None
+    """A (identity, zero-padded), B (projection where the dimensions change), C (all projections), section 4.1; None: the
+    network's own (B on ImageNet, A on CIFAR, no shortcut in plain nets)."""
+    stride_placement: str = "1x1"
+    """Where a bottleneck down-samples: '1x1' (its first convolution: the paper, "v1") or '3x3' (torchvision, "v1.5")."""
+    max_pool: str = "caffe"
+    """Padding of the stem's 3x3/2 max pooling: 'caffe' (right and bottom only, as the authors' release) or 'torch'
+    (one pixel on every side)."""
+    init_fan: str = "fan_in"
+    """He initialisation, normal with standard deviation sqrt(2 / fan): 'fan_in' or 'fan_out'."""
+    zero_init_last: bool = False
+    """Start each block's last batch-norm scale at zero (Goyal et al. 2017; not in the paper)."""
+    dtype: str = "float32"
+    """Of activations: float32 or bfloat16. Parameters, batch-norm statistics, logits and loss stay in float32."""
+
+
+@dataclasses.dataclass
+class BatchNormConfig(Section):
+    """Batch normalisation."""
+
+    group_size: int | None = None
+    """Images that are normalised together: None is the whole global batch, across devices; 32 reproduces the paper's
+    eight GPUs with 32 images each (64 on CIFAR), whatever the number of devices here."""
+    momentum: float = 0.9
+    """Share of the old running statistics kept at each step."""
+    epsilon: float = 1e-5
+    """Added to the variance."""
+
+
+@dataclasses.dataclass
+class DataConfig(Section):
+    """Which images, and how they are prepared."""
+
+    source: str = "folder"
+    """digits, cifar10, folder (train/<class>/*, val/<class>/*) or synthetic."""
+    root: str | None = None
+    """Where the data is: for cifar10 the folder with the official batches, for folder the one that holds train and val."""
+    image_size: int = 224
+    """Height and width of the network's input."""
+    augment: str = "scale_crop"
+    """In training: scale_crop (section 3.4: shorter side drawn from `train_scale`, random crop, flip), pad_crop (section
+    4.2: pad `pad` pixels, random crop, flip), pad_crop_no_flip (for digits and letters), or none."""
+    train_scale: tuple[int, int] = (256, 480)
+    """Range of the shorter side in scale_crop, both ends included."""
+    pad: int = 4
+    """Pixels of zero padding (after the mean is subtracted) on each side in pad_crop."""
+    mean: str = "imagenet"
+    """Subtracted from pixels in [0, 255]: pixel (per-pixel mean of the training set), channel (its mean per channel),
+    imagenet (the known mean per channel), or none. Kept in the checkpoint."""
+    std: str = "none"
+    """Divided by afterwards: none (the paper), channel (of the training set) or imagenet."""
+    workers: int = 0
+    """Processes that load and augment; 0 does it in threads of this process."""
+    threads: int | None = None
+    """Threads per process that load and augment; None: one per core for encoded images (at most 16), else 1."""
+    synthetic_images: int = 1024
+    """Size of the synthetic training set (a quarter of it for testing)."""
+    synthetic_classes: int = 1000
+    """Classes of the synthetic set."""
+
+
+@dataclasses.dataclass
+class OptimizerConfig(Section):
+    """Stochastic gradient descent (section 3.4)."""
+
+    name: str = "sgd_caffe"
+    """sgd_caffe: v = m*v + lr*g, w = w - v, as the authors trained; sgd: v = m*v + g, w = w - lr*v, as in PyTorch. They
+    differ whenever the learning rate changes."""
+    learning_rate: float = 0.1
+    """Before any drop. It is never scaled with the batch size behind your back."""
+    momentum: float = 0.9
+    nesterov: bool = False
+    """Nesterov momentum (sgd only)."""
+    weight_decay: float = 1e-4
+    """Added to the gradient as weight_decay * parameter."""
+    decay_mask: str = "kernels"
+    """What decays: kernels (convolution and dense weights) or all (batch-norm scales and biases too)."""
+
+
+@dataclasses.dataclass
+class ScheduleConfig(Section):
+    """The learning rate over the steps."""
+
+    boundaries: tuple[int, ...] = (150_000, 300_000, 450_000)
+    """Steps at which the rate is multiplied by `factor`; the update number `boundary` (from 0) is the first with it."""
+    factor: float = 0.1
+    warmup_steps: int = 0
+    """Steps at the start that use `warmup_learning_rate` instead."""
+    warmup_learning_rate: float = 0.01
+
+
+@dataclasses.dataclass
+class EvaluationConfig(Section):
+    """Scoring the held-out images: each exactly once."""
+
+    batch_size: int = 256
+    """Images per step, over all devices. It changes speed, never the result."""
+    resize: int | None = 256
+    """Shorter side before the centre crop of `data.image_size`; None takes images as they are."""
+    every: int = 5_000
+    """Steps between evaluations; there is always one after the last step. 0: only that one."""
+
+
+@dataclasses.dataclass
+class CheckpointConfig(Section):
+    """What is kept on disk."""
+
+    every: int = 5_000
+    """Steps between checkpoints; there is always one after the last step and one at a stop. 0: only those."""
+    keep_last: int = 2
+    """Newest checkpoints kept."""
+    keep_best: int = 1
+    """Checkpoints kept for their top-1 accuracy at evaluation (for use elsewhere: results report the last step)."""
+
+
+@dataclasses.dataclass
+class LoggingConfig(Section):
+    """What is shown and written."""
+
+    every: int = 100
+    """Steps that one row of training metrics sums over."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""
+    curves: bool = True
+    """Draw curves.png in the workdir after every evaluation."""
+
+
+@dataclasses.dataclass
+class TrainConfig(Section):
+    """One experiment."""
+
+    steps: int = 600_000
+    """Updates in all."""
+    batch_size: int = 256
+    """Images per update, over all devices and hosts."""
+    seed: int = 0
+    """Of the initial weights, the order of the data and its augmentation."""
+    devices: int | None = None
+    """Use the first so many devices; None: all."""
+    deterministic: bool = False
+    """On GPUs, only operations with reproducible results (slower). CPU and TPU are reproducible anyway."""
+    matmul_precision: str = "default"
+    """Of float32 products on accelerators: default (TF32 or bfloat16 passes, fast), high or highest (full float32)."""
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    batch_norm: BatchNormConfig = dataclasses.field(default_factory=BatchNormConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+
+
+CHOICES = {
+    "model.shortcut": ("A", "B", "C"),
+    "model.stride_placement": ("1x1", "3x3"),
+    "model.max_pool": ("caffe", "torch"),
+    "model.init_fan": ("fan_in", "fan_out"),
+    "model.dtype": ("float32", "bfloat16"),
+    "data.source": ("digits", "cifar10", "folder", "synthetic"),
+    "data.augment": ("scale_crop", "pad_crop", "pad_crop_no_flip", "none"),
+    "data.mean": ("pixel", "channel", "imagenet", "none"),
+    "data.std": ("none", "channel", "imagenet"),
+    "optimizer.name": ("sgd_caffe", "sgd"),
+    "optimizer.decay_mask": ("kernels", "all"),
+    "matmul_precision": ("default", "high", "highest"),
+}
+
+MINIMUM = {
+    "steps": 1,
+    "batch_size": 1,
+    "devices": 1,
+    "seed": 0,
+    "model.num_classes": 2,
+    "batch_norm.group_size": 1,
+    "batch_norm.momentum": 0,
+    "batch_norm.epsilon": 0,
+    "data.image_size": 1,
+    "data.pad": 0,
+    "data.workers": 0,
+    "data.threads": 1,
+    "data.synthetic_images": 8,
+    "data.synthetic_classes": 2,
+    "optimizer.learning_rate": 0,
+    "optimizer.momentum": 0,
+    "optimizer.weight_decay": 0,
+    "schedule.factor": 0,
+    "schedule.warmup_steps": 0,
+    "schedule.warmup_learning_rate": 0,
+    "evaluation.batch_size": 1,
+    "evaluation.every": 0,
+    "checkpoint.every": 0,
+    "checkpoint.keep_last": 1,
+    "checkpoint.keep_best": 0,
+    "logging.every": 1,
+}
+
+# Fields in which a continued run may differ from the stored one: they change where data is, how fast it comes, what is
+# kept and shown and when the run ends, never the numbers of a step.
+MAY_CHANGE = (
+    "steps",
+    "devices",
+    "data.root",
+    "data.workers",
+    "data.threads",
+    "evaluation.batch_size",
+    "evaluation.every",
+    "checkpoint.",
+    "logging.",
+)
+
+
+def unknown_field(where: str, name: str, valid: list[str]) -> str:
+    """One line that names the nearest valid field."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has: {', '.join(valid)}"
+    return f"{where} has no field {name!r}; {hint}"
+
+
+def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
+    """All settings as {'model.name': 'resnet50', ...}."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Section):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = value
+    return flat
+
+
+def _type_error(path: str, value: Any, hint: Any) -> str | None:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is types.NoneType:
+            if value is None:
+                return None
+        elif typing.get_origin(option) is tuple:
+            args = typing.get_args(option)
+            length_ok = args[-1] is Ellipsis or (isinstance(value, tuple) and len(value) == len(args))
+            if isinstance(value, tuple) and length_ok and all(type(item) is args[0] for item in value):
+                return None
+        elif option is float:
+            if type(value) in (int, float) and math.isfinite(value):
+                return None
+        elif type(value) is option:
+            return None
+    name = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
+    return f"{path}={value!r}: expected {name}, got {type(value).__name__}"
+
+
+def _check_fields(config: Section, prefix: str = "") -> None:
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        path, value = prefix + field.name, getattr(config, field.name)
+        if isinstance(value, Section):
+            _check_fields(value, f"{path}.")
+            continue
+        if problem := _type_error(path, value, hints[field.name]):
+            raise UserError(problem)
+        if value is None:
+            continue
+        if path in CHOICES and value not in CHOICES[path]:
+            near = difflib.get_close_matches(str(value), CHOICES[path], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(CHOICES[path])}"
+            raise UserError(f"{path}={value!r} is not known; {hint}")
+        if path in MINIMUM and value < MINIMUM[path]:
+            raise UserError(f"{path}={value!r}: must be at least {MINIMUM[path]}")
+
+
+def validate(config: TrainConfig) -> TrainConfig:
+    """Checks every field's type, value and the rules between fields; returns the config, frozen.
+
+    Raises:
+      UserError: one line naming the field, its value and what is possible.
+    """
+    from resnet_jax.models import zoo  # here, so that reading a config does not import JAX before its flags are set
+
+    _check_fields(config)
+    zoo.architecture(config.model.name)
+    data, groups = config.data, config.batch_norm.group_size
+    if data.source in ("cifar10", "folder") and not data.root:
+        raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")
+    low, high = data.train_scale
+    if data.augment == "scale_crop" and not data.image_size <= low <= high:
+        raise UserError(
+            f"data.train_scale={data.train_scale}: need image_size <= low <= high, and data.image_size is {data.image_size}"
+        )
+    if config.evaluation.resize is not None and config.evaluation.resize < data.image_size:
+        raise UserError(
+            f"evaluation.resize={config.evaluation.resize} is smaller than data.image_size={data.image_size}; "
+            "make it at least as large, or None for images that already have that size"
+        )
+    if groups is not None and config.batch_size % groups:
+        raise UserError(
+            f"batch_norm.group_size={groups} does not divide batch_size={config.batch_size}: "
+            "choose a divisor of the batch size, or None to normalise over the whole batch"
+        )
+    bounds = config.schedule.boundaries
+    if list(bounds) != sorted(set(bounds)) or any(b < 0 for b in bounds):
+        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers")
+    if config.optimizer.nesterov and config.optimizer.name != "sgd":
+        raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
+    config.freeze()
+    return config
+
+
+def check_devices(config: TrainConfig, num_devices: int) -> None:
+    """Refuses batches and batch-norm groups that the devices cannot share evenly.
+
+    A group must divide the images on a device or be a multiple of them: otherwise XLA would gather the whole batch on
+    every device, without a word.
+    """
+    if config.batch_size % num_devices:
+        near = config.batch_size // num_devices * num_devices or num_devices
+        raise UserError(
+            f"batch_size={config.batch_size} cannot be shared by {num_devices} devices: "
+            f"choose a multiple of {num_devices} (such as {near}), or fewer devices with --config.devices=N"
+        )
+    group, local = config.batch_norm.group_size, config.batch_size // num_devices
+    if group is not None and local % group and group % local:
+        raise UserError(
+            f"batch_norm.group_size={group} neither divides nor is a multiple of the {local} images on each of "
+            f"{num_devices} devices: change group_size, batch_size or devices"
+        )
+
+
+def to_json(config: TrainConfig) -> str:
+    """The config as JSON text, fields in order."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    section = cls()
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(unknown_field(where, name, list(hints)) + " (written by another version of resnet_jax?)")
+        if isinstance(hints[name], type) and issubclass(hints[name], Section):
+            value = _from_dict(hints[name], value, f"{where}: {name}")
+        setattr(section, name, tuple(value) if isinstance(value, list) else value)
+    return section
+
+
+def load(path: pathlib.Path) -> TrainConfig:
+    """Reads a config that `to_json` wrote; mutable, not yet validated."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as a stored config ({error})") from error
+    return _from_dict(TrainConfig, values, str(path))
+
+
+def resolved(config: TrainConfig, num_classes: int) -> TrainConfig:
+    """A copy in which `model.num_classes` is the number that the data has, frozen: what is stored with the run."""
+    copy = _from_dict(TrainConfig, dataclasses.asdict(config), "config")
+    copy.model.num_classes = num_classes
+    copy.freeze()
+    return copy
+
+
+def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
+    """What forbids continuing the stored run with the given config, as 'field: stored there, given here'."""
+    there, here = flatten(stored), flatten(given)
+    return [
+        f"{name}: {there[name]!r} there, {here[name]!r} here"
+        for name in here
+        if there[name] != here[name] and not name.startswith(MAY_CHANGE)
+    ]

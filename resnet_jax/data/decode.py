@@ -1,0 +1,50 @@
+"""Encoded images to pixels: libjpeg-turbo for JPEG, Pillow for everything else."""
+
+import io
+
+import numpy as np
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
+
+from resnet_jax.errors import UserError
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """Decodes an image file to RGB; greyscale, palette, CMYK and transparent images are converted.
+
+    EXIF rotation is ignored, as everywhere in the field.
+
+    Args:
+      data: the bytes of the file; what it is follows from them, not from its name (ImageNet has a PNG named .JPEG).
+      name: for error messages.
+
+    Returns:
+      uint8 `[height, width, 3]`.
+
+    Raises:
+      UserError: not an image, or a truncated or broken one.
+    """
+    if simplejpeg.is_jpeg(data):
+        try:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        except ValueError as error:
+            if not _is_cmyk(data):
+                raise UserError(_broken(name, error)) from error
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise UserError(f"{name}: not an image file; remove it or replace it") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(_broken(name, error)) from error
+
+
+def _is_cmyk(data: bytes) -> bool:
+    try:
+        return simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
+    except ValueError:
+        return False
+
+
+def _broken(name: str, error: Exception) -> str:
+    return f"{name}: broken or truncated image ({error}); remove it or replace it"

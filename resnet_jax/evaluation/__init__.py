@@ -1,0 +1,1 @@
+"""Evaluation: `metrics` as sums and counts, `protocols` that score every image once."""

@@ -1,0 +1,80 @@
+"""How a network is tested: one centre view of every image, each image exactly once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from resnet_jax import parallel
+from resnet_jax.config import TrainConfig
+from resnet_jax.data import augment, pipeline
+from resnet_jax.data.normalize import normalize
+from resnet_jax.data.sources import Source
+from resnet_jax.errors import Stopped
+from resnet_jax.evaluation.metrics import Scores, batch_scores
+from resnet_jax.models.resnet import ResNet
+
+
+def compile_eval_step(model: ResNet, pad: int, mesh: Mesh) -> Callable[..., dict[str, jax.Array]]:
+    """A function of (params, batch_stats, pixels, batch) that gives the sums of `batch_scores` over one batch."""
+
+    def run(params: Any, batch_stats: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict:
+        images = normalize(batch, pixels["mean"], pixels["std"], pad)
+        logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+        return batch_scores(logits, batch["label"], batch["mask"])
+
+    rep = parallel.replicated(mesh)
+    return jax.jit(run, in_shardings=(rep, rep, rep, parallel.by_batch(mesh)), out_shardings=rep)
+
+
+def evaluate(
+    eval_step: Callable[..., dict[str, jax.Array]],
+    state: Any,
+    source: Source,
+    config: TrainConfig,
+    mesh: Mesh,
+    *,
+    progress: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Scores:
+    """Scores every image of `source` once, whatever the batch size and the number of devices.
+
+    Args:
+      eval_step: `compile_eval_step` of the network.
+      state: has params, batch_stats and pixels, replicated over the mesh.
+      source: the images.
+      config: the protocol (`evaluation`, `data`); a batch that the devices cannot share is padded.
+      mesh: of all devices.
+      progress: show a bar.
+      should_stop: polled between batches.
+
+    Raises:
+      Stopped: `should_stop` said so; nothing is lost, since evaluating changes nothing.
+    """
+    batch_size = parallel.round_up(min(config.evaluation.batch_size, len(source)), mesh)
+    transform = augment.eval_transform(config)
+    batches = pipeline.EvalBatches(source, transform, batch_size, parallel.local_rows(mesh, batch_size))
+    scores, pending = Scores(), None
+    with (
+        jax.transfer_guard("disallow"),
+        pipeline.iterate(batches, 0, config.data) as iterator,
+        tqdm(total=len(source), unit="img", desc="evaluate", leave=False, disable=not progress) as bar,
+    ):
+        for batch in iterator:
+            if should_stop():
+                raise Stopped("stopped during an evaluation")
+            result = eval_step(
+                state.params, state.batch_stats, state.pixels, parallel.put_batch(batch, mesh, batch_size)
+            )
+            # Fetch one batch late, so that the next one is loaded and queued meanwhile.
+            if pending is not None:
+                scores.add(jax.device_get(pending))
+                bar.update(scores.count - bar.n)
+            pending = result
+        scores.add(jax.device_get(pending))
+        bar.update(scores.count - bar.n)
+    if scores.count != len(source):
+        raise RuntimeError(f"scored {scores.count} of {len(source)} images: this is a bug, please report it")
+    return scores

@@ -1,0 +1,142 @@
+"""Command lines: `--config=FILE` and `--config.FIELD=VALUE`, with one clear line for what is wrong. Imports no JAX."""
+
+import importlib.util
+import os
+import pathlib
+import re
+import traceback
+from collections.abc import Callable
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from resnet_jax import config as config_lib
+from resnet_jax.config import Section, TrainConfig, unknown_field
+from resnet_jax.errors import UserError, one_line_errors
+
+Define = Callable[[list[str]], tuple[flags.FlagHolder, TrainConfig]]
+
+
+def run(main: Callable[[TrainConfig], None], define: Define) -> None:
+    """Parses the command line, validates the config, sets what JAX must know before it starts, and calls `main`.
+
+    Args:
+      main: gets the frozen config.
+      define: from the raw command line, defines the flag `config` and returns it with the config before overrides.
+    """
+    parsed: list[TrainConfig] = []
+
+    def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
+            return flags.FLAGS([argument for argument in argv if not argument.startswith("--config")])
+        with one_line_errors():
+            holder, default = define(argv)
+            _check_overrides(argv, default)
+            try:
+                rest = flags.FLAGS(argv)
+            except (flags.Error, ValueError, TypeError) as error:
+                raise UserError(" ".join(str(error).split())) from error
+            if len(rest) > 1:
+                raise UserError(f"{rest[1]!r}: not a flag; write --name=value")
+            parsed.append(config_lib.validate(holder.value))
+        return rest
+
+    def start(_: list[str]) -> None:
+        logging.set_verbosity(logging.WARNING)
+        with one_line_errors():
+            _set_backend(parsed[0])
+            main(parsed[0])
+
+    app.run(start, flags_parser=parse)
+
+
+def config_from_file(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]:
+    """`--config=FILE`, a Python file with `get_config()`.
+
+    Raises:
+      UserError: not given, not there, or not a config.
+    """
+    path = _value_of(argv, "config")
+    if not path:
+        raise UserError("--config=FILE is missing, for example --config=configs/digits.py")
+    # Read here first, since config_flags answers a faulty file with a traceback of its own.
+    return config_flags.DEFINE_config_file("config"), _load_config_file(pathlib.Path(path))
+
+
+def config_from_workdir(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]:
+    """The config stored in `--workdir`.
+
+    Raises:
+      UserError: not given, or no run there.
+    """
+    workdir = _value_of(argv, "workdir")
+    if not workdir:
+        raise UserError("--workdir=FOLDER of a run is missing")
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(f"--workdir={workdir}: no config.json in it; give the workdir of a run")
+    config = config_lib.load(path)
+    return config_flags.DEFINE_config_dataclass("config", config), config
+
+
+def config_file_name() -> str:
+    """The name of the config file without its suffix, after parsing."""
+    return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def _value_of(argv: list[str], name: str) -> str | None:
+    for index, argument in enumerate(argv):
+        if argument in (f"--{name}", f"-{name}") and index + 1 < len(argv):
+            return argv[index + 1]
+        if match := re.match(rf"--?{name}=(.*)", argument):
+            return match[1]
+    return None
+
+
+def _load_config_file(path: pathlib.Path) -> TrainConfig:
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        raise UserError(f"--config={path}: no such file" + (f"; {path.parent} has: {there}" if there else ""))
+    try:
+        spec = importlib.util.spec_from_file_location("config_file", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:  # the file is the user's own program
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.name)
+        ]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise UserError(f"{where}: {kind}{error}") from error
+    if not isinstance(config, TrainConfig):
+        raise UserError(f"{path}: get_config() must return a TrainConfig, it returned {type(config).__name__}")
+    return config
+
+
+def _check_overrides(argv: list[str], config: TrainConfig) -> None:
+    """Refuses `--config.a.b=...` whose path is no field of the config, naming the nearest."""
+    for argument in argv:
+        match = re.match(r"--?config\.([^=]*)", argument)
+        if not match:
+            continue
+        node, names = config, match[1].split(".")
+        for depth, name in enumerate(names):
+            where = ".".join(["config", *names[:depth]])
+            if not isinstance(node, Section):
+                raise UserError(f"{argument}: {where} is a single value, it has no fields")
+            if name not in node.__dataclass_fields__:
+                raise UserError(f"{argument}: {unknown_field(where, name, list(node.__dataclass_fields__))}")
+            node = getattr(node, name)
+        if isinstance(node, Section):
+            raise UserError(f"{argument}: {match[1]} is a group of fields: {', '.join(node.__dataclass_fields__)}")
+
+
+def _set_backend(config: TrainConfig) -> None:
+    """Settings that JAX reads when it starts."""
+    if config.deterministic:
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    import jax
+
+    if config.matmul_precision != "default":
+        jax.config.update("jax_default_matmul_precision", config.matmul_precision)

@@ -1,0 +1,79 @@
+"""Devices: one named mesh, the batch split over it, everything else replicated. The same code for 1 device and many."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from resnet_jax.errors import UserError
+
+AXIS = "data"
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A one-dimensional mesh over the first `num_devices` devices (None: all of them, on all hosts).
+
+    Raises:
+      UserError: there are not that many.
+    """
+    devices = jax.devices()
+    if num_devices is not None and num_devices > len(devices):
+        raise UserError(f"devices={num_devices}: this machine has {len(devices)} ({devices[0].platform})")
+    return Mesh(np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters and metrics: a copy on every device."""
+    return NamedSharding(mesh, P())
+
+
+def by_batch(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: consecutive examples on consecutive devices."""
+    return NamedSharding(mesh, P(AXIS))
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """The rows of a global batch that this process's devices hold, in order."""
+    rows: set[int] = set()
+    for (part,) in by_batch(mesh).addressable_devices_indices_map((batch_size,)).values():
+        rows.update(range(*part.indices(batch_size)))
+    return sorted(rows)
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> dict[str, jax.Array]:
+    """Makes the global batch from the rows that each process loaded (`local_rows`).
+
+    Args:
+      batch: NumPy arrays whose first axis is this process's rows.
+      mesh: of all devices.
+      batch_size: of the global batch.
+
+    Returns:
+      Global arrays, `[batch_size, ...]`, split over the mesh.
+    """
+    sharding = by_batch(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(dict(batch), sharding)
+    rows = local_rows(mesh, batch_size)
+    place = {row: index for index, row in enumerate(rows)}
+
+    def put(local: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(batch_size)
+            return local[place[start] : place[stop - 1] + 1]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+
+    return {name: put(local) for name, local in batch.items()}
+
+
+def put_replicated(tree, mesh: Mesh):
+    """Copies a tree of host arrays to every device of the mesh."""
+    return jax.device_put(tree, replicated(mesh))
+
+
+def round_up(batch_size: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `batch_size` that the devices share evenly."""
+    return -(-batch_size // mesh.size) * mesh.size

@@ -1,0 +1,1 @@
+"""Training: `schedules`, `optimizers` -> `state` -> `step` -> `checkpoints`, `logging` -> `loop`."""

@@ -1,0 +1,132 @@
+"""Checkpoints with Orbax: written in the background, whole or not at all; the last ones and the best ones are kept."""
+
+import dataclasses
+import json
+import pathlib
+from types import TracebackType
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from resnet_jax.config import CheckpointConfig
+from resnet_jax.errors import UserError
+from resnet_jax.training.state import TrainState
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run knows besides its state, so that its log goes on as if it had never stopped.
+
+    Attributes:
+      window: sums over the steps since the last row of training metrics.
+      evaluated: whether the evaluation due at this step, if any, is done.
+      scores: of the last evaluation.
+      seconds: spent training so far, all runs together.
+    """
+
+    window: dict[str, float] = dataclasses.field(default_factory=dict)
+    evaluated: bool = False
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def _top1(metrics: dict[str, float]) -> float:
+    return metrics["top1"]
+
+
+class Checkpoints:
+    """The checkpoints in `workdir/checkpoints`, one folder per step; a context manager, which waits for the last one."""
+
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+        policies = ocp.checkpoint_managers
+        keep = [policies.LatestN(config.keep_last)]
+        if config.keep_best:
+            # A policy and not `max_to_keep`, which together with `best_fn` would delete the newest checkpoint.
+            keep.append(policies.BestN(get_metric_fn=_top1, n=config.keep_best, keep_checkpoints_without_metrics=False))
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_top1,
+            best_mode="max",
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
+            cleanup_tmp_directories=True,
+        )
+        self.folder = workdir.resolve() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps that have a complete checkpoint, in order."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The kept step with the highest top-1 accuracy, or None."""
+        return self._manager.best_step()
+
+    def save(self, step: int, state: TrainState, progress: Progress, scores: dict[str, float] | None) -> None:
+        """Starts saving; returns when the state is copied and may be donated.
+
+        Args:
+          step: updates made.
+          state: to save.
+          progress: stored beside it.
+          scores: of the evaluation at this step, if there was one ('top1' decides which are best).
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
+        )
+        self._manager.save(step, args=items, metrics=scores, force=True)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
+        """Reads a checkpoint.
+
+        Args:
+          step: one of `steps()`.
+          abstract: shapes, dtypes and shardings to restore into (`abstract_state`); any number of devices.
+
+        Raises:
+          UserError: no such step, or the checkpoint is of another network.
+        """
+        if step not in self.steps():
+            raise UserError(f"{self.folder}: no checkpoint of step {step}; there are {self.steps() or 'none'}")
+        self._check_structure(step, abstract)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored["state"], Progress(**restored["progress"])
+
+    def _check_structure(self, step: int, abstract: TrainState) -> None:
+        """Orbax's own message for another network is a page long, and another dtype it casts without a word."""
+        stored = _leaves(self._manager.item_metadata(step)["state"].tree)
+        wanted = _leaves(ocp.tree.serialize_tree(abstract, keep_empty_nodes=False))
+        for name in sorted(wanted.keys() | stored.keys()):
+            there, here = stored.get(name, "nothing"), wanted.get(name, "nothing")
+            if there != here:
+                raise UserError(
+                    f"{self.folder}/{step}: a checkpoint of another network: {name} is {there} there and {here} here; "
+                    "use the config it was made with, or another --workdir"
+                )
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    elif tree is None or not hasattr(tree, "shape"):
+        return {}
+    else:
+        return {prefix: f"{tree.dtype}{json.dumps(list(tree.shape))}"}
+    found: dict[str, str] = {}
+    for name, value in items:
+        found |= _leaves(value, f"{prefix}/{name}" if prefix else str(name))
+    return found

@@ -1,0 +1,95 @@
+"""What a config builds: data, network, optimizer, on a mesh. Training and evaluation start from the same."""
+
+import dataclasses
+import pathlib
+
+import optax
+from jax.sharding import Mesh
+
+from resnet_jax import config as config_lib
+from resnet_jax import parallel
+from resnet_jax.config import TrainConfig
+from resnet_jax.data import normalize, sources
+from resnet_jax.data.sources import Source
+from resnet_jax.errors import UserError
+from resnet_jax.models import resnet
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.training.optimizers import make_optimizer
+from resnet_jax.training.schedules import Schedule, step_schedule
+from resnet_jax.training.state import TrainState, abstract_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything about a run but its state.
+
+    Attributes:
+      config: validated, with the number of classes filled in.
+      mesh: the devices.
+      model, optimizer, schedule: as the config says.
+      channels: of the images.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    model: ResNet
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+    channels: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of one input."""
+        return (self.config.data.image_size, self.config.data.image_size, self.channels)
+
+    def abstract_state(self) -> TrainState:
+        """What a checkpoint of this run is restored into: replicated over the mesh."""
+        pixels = normalize.statistics_shapes(self.config.data, self.channels)
+        return abstract_state(self.model, self.optimizer, self.image_shape, pixels, parallel.replicated(self.mesh))
+
+
+def open_data(config: TrainConfig, split: str) -> Source:
+    """The data set of a split ('train' or 'val'), checked against the network's classes.
+
+    Raises:
+      UserError: missing or malformed data, or another number of classes than `model.num_classes`.
+    """
+    source = sources.open_source(config.data, split, config.evaluation.resize or config.data.image_size)
+    wanted = config.model.num_classes
+    if wanted is not None and wanted != len(source.classes):
+        raise UserError(
+            f"model.num_classes={wanted}, but {config.data.source} data "
+            f"{f'in {config.data.root} ' if config.data.root else ''}has {len(source.classes)} classes; "
+            "set it to that number, or leave it None"
+        )
+    return source
+
+
+def build(config: TrainConfig, source: Source) -> Experiment:
+    """Builds the experiment of a validated config for the classes and channels of `source`."""
+    mesh = parallel.make_mesh(config.devices)
+    config = config_lib.resolved(config, len(source.classes))
+    schedule = step_schedule(config.schedule, config.optimizer.learning_rate)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        model=resnet.build(config.model, config.batch_norm, len(source.classes)),
+        optimizer=make_optimizer(config.optimizer, schedule),
+        schedule=schedule,
+        channels=source.channels,
+    )
+
+
+def check_workdir(workdir: pathlib.Path) -> None:
+    """Makes the folder of a run, and fails now rather than after hours if it cannot be written.
+
+    Raises:
+      UserError: naming the folder and the reason.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / ".write-test"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: cannot write there ({error.strerror}); choose another folder") from error

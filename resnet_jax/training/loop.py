@@ -1,0 +1,271 @@
+"""The training loop. It starts from the last checkpoint in the workdir, else fresh; stopped anywhere, it goes on there."""
+
+import math
+import pathlib
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+
+import jax
+
+from resnet_jax import config as config_lib
+from resnet_jax import parallel
+from resnet_jax.config import TrainConfig
+from resnet_jax.data import augment, normalize, pipeline
+from resnet_jax.data.sources import Source
+from resnet_jax.errors import Stopped, UserError
+from resnet_jax.evaluation.metrics import Scores
+from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
+from resnet_jax.models.resnet import count_parameters
+from resnet_jax.training import experiment as experiment_lib
+from resnet_jax.training.checkpoints import Checkpoints, Progress
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.logging import Logger
+from resnet_jax.training.state import TrainState, fresh_state
+from resnet_jax.training.step import Metrics, compile_train_step
+
+
+class StopSignal:
+    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.name = signal.Signals(number).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.name is not None
+
+
+def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple:
+    """The state to start from, and the progress: the last checkpoint in the workdir, else fresh.
+
+    Raises:
+      UserError: the workdir holds a run of another config.
+    """
+    steps, stored = checkpoints.steps(), workdir / "config.json"
+    if steps:
+        if stored.exists() and (found := config_lib.differences(config_lib.load(stored), run.config)):
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(found)}); "
+                "use another --workdir, or give the config it was started with"
+            )
+        state, progress = checkpoints.restore(steps[-1], run.abstract_state())
+    else:
+        pixels = normalize.statistics(run.config.data, source)
+        state = fresh_state(run.model, run.optimizer, run.image_shape, pixels, run.config.seed)
+        state, progress = parallel.put_replicated(state, run.mesh), Progress()
+    temporary = stored.with_suffix(".tmp")
+    temporary.write_text(config_lib.to_json(run.config))
+    temporary.replace(stored)
+    return state, progress
+
+
+class Trainer:
+    """One run, from its start or its last checkpoint to its last step."""
+
+    def __init__(
+        self,
+        run: Experiment,
+        train_source: Source,
+        test_source: Source,
+        checkpoints: Checkpoints,
+        log: Logger,
+        stop: StopSignal,
+        state: TrainState,
+        progress: Progress,
+    ):
+        """Takes what `train` made; `state` is donated to the first step."""
+        self._run, self._config = run, run.config
+        self._train_source, self._test_source = train_source, test_source
+        self._checkpoints, self._log, self._stop = checkpoints, log, stop
+        self._state, self._progress = state, progress
+        self._step_fn = compile_train_step(run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh)
+        self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
+        self._pending: tuple[int, Metrics] | None = None
+        self._window_clock = (time.monotonic(), 0)
+        self._seconds_before, self._clock = progress.seconds, time.monotonic()
+
+    def run(self) -> Scores | None:
+        """Trains to the last step. Returns the scores there, None if an earlier run already had them."""
+        config, start = self._config, int(self._state.step)
+        rows = parallel.local_rows(self._run.mesh, config.batch_size)
+        transform = augment.train_transform(config)
+        batches = pipeline.TrainBatches(
+            self._train_source, transform, config.batch_size, rows, config.seed, max(config.steps, start)
+        )
+        scores = None
+        if start > 0 and self._evaluation_due(start) and not self._progress.evaluated:
+            scores = self._evaluate(start)
+        with pipeline.iterate(batches, start, config.data) as iterator:
+            for step in range(start + 1, config.steps + 1):
+                self._update(step, iterator)
+                scores = self._evaluate(step) if self._evaluation_due(step) else None
+                every = config.checkpoint.every
+                if step == config.steps or (every and step % every == 0):
+                    self._save(step, scores)
+                self._check_stop(step, saved=step in self._checkpoints.steps())
+        self._checkpoints.wait()
+        return scores
+
+    def _evaluation_due(self, step: int) -> bool:
+        every = self._config.evaluation.every
+        return step == self._config.steps or bool(every and step % every == 0)
+
+    def _update(self, step: int, iterator) -> None:
+        try:
+            batch = next(iterator)
+        except Exception:
+            self._check_stop(step - 1, saved=False)  # Ctrl-C may have reached a data worker first
+            raise
+        with jax.transfer_guard("disallow"):
+            batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
+            self._state, metrics = self._step_fn(self._state, batch)
+        # Fetch the metrics one step late: the device is never idle, and never more than one step ahead.
+        self._fetch()
+        self._pending = (step, metrics)
+        self._progress.evaluated = False
+        if step % self._config.logging.every == 0 or step == self._config.steps:
+            self._write_row(step)
+
+    def _fetch(self) -> None:
+        """Adds the pending step's metrics to the window; a loss or gradient that is not finite ends the run here."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values[name]):
+                kept = self._checkpoints.steps()
+                raise UserError(
+                    f"step {step}: the {name} is {values[name]}; the last good checkpoint is "
+                    f"{f'of step {kept[-1]}' if kept else 'none'}. Try a lower optimizer.learning_rate or a longer warm-up"
+                )
+        window = self._progress.window
+        for name, value in (
+            ("loss", values["loss"] * values["count"]),
+            *((n, values[n]) for n in ("correct", "count")),
+        ):
+            window[name] = window.get(name, 0) + value
+        window["learning_rate"] = values["learning_rate"]
+        self._log.step_done(step, values["loss"])
+        if self._window_clock[1] == 0:  # speed is counted from the end of the first step, which compiles
+            self._window_clock = (time.monotonic(), step)
+
+    def _write_row(self, step: int) -> None:
+        self._fetch()
+        window, (since, first) = self._progress.window, self._window_clock
+        now = time.monotonic()
+        speed = (step - first) * self._config.batch_size / (now - since) if step > first else 0.0
+        row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
+        row |= {"learning_rate": window["learning_rate"], "images_per_second": speed}
+        self._log.write(step, "train", row)
+        self._progress.window = {}
+        self._window_clock = (now, step)
+
+    def _evaluate(self, step: int) -> Scores:
+        self._fetch()
+        began = time.monotonic()
+        try:
+            scores = evaluate(
+                self._eval_fn,
+                self._state,
+                self._test_source,
+                self._config,
+                self._run.mesh,
+                progress=self._log.interactive,
+                should_stop=self._stop.requested,
+            )
+        except Stopped:
+            self._check_stop(step, saved=step in self._checkpoints.steps())
+            raise
+        self._log.write(step, "test", scores.as_metrics())
+        self._log.draw()
+        self._log.say(f"step {step}: test {scores}")
+        self._progress.evaluated, self._progress.scores = True, scores.as_metrics()
+        self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
+        return scores
+
+    def _save(self, step: int, scores: Scores | None) -> None:
+        self._fetch()  # nothing is saved whose loss is not known to be finite
+        self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
+        self._checkpoints.save(step, self._state, self._progress, scores.as_metrics() if scores else None)
+
+    def _check_stop(self, step: int, saved: bool) -> None:
+        if not self._stop.requested():
+            return
+        if not saved and step > 0 and step not in self._checkpoints.steps():
+            self._save(step, None)
+        self._checkpoints.wait()
+        raise Stopped(f"stopped by {self._stop.name} at step {step}, saved; run the same command again to go on")
+
+
+def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
+    """Trains as a config says, in a workdir, from the last checkpoint there if there is one.
+
+    The workdir gets config.json, checkpoints/, metrics.jsonl, curves.png and tensorboard/.
+
+    Args:
+      config: validated (`config.validate`).
+      workdir: the folder of this run.
+
+    Returns:
+      The scores on the held-out images after the last step: top1, top5, loss, images.
+
+    Raises:
+      UserError: bad data, config or workdir, or a loss that is not finite.
+      Stopped: SIGTERM or Ctrl-C; the state is saved.
+    """
+    workdir = pathlib.Path(workdir)
+    experiment_lib.check_workdir(workdir)
+    train_source = experiment_lib.open_data(config, "train")
+    test_source = experiment_lib.open_data(config, "val")
+    run = experiment_lib.build(config, train_source)
+    config = run.config
+    config_lib.check_devices(config, run.mesh.size)
+    with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
+        state, progress = start_state(run, train_source, checkpoints, workdir)
+        start = int(state.step)
+        with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
+            log.say(describe(run, train_source, test_source, state))
+            log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
+            trainer = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress)
+            scores = trainer.run()
+            final = scores.as_metrics() if scores else progress.scores
+            log.draw()
+            right = round(final["top1"] * final["images"])
+            log.say(
+                f"{'finished' if scores else 'was already finished'} after {progress.seconds:.0f} s of training; "
+                f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
+            )
+    return final
+
+
+def describe(run: Experiment, train_source: Source, test_source: Source, state: TrainState) -> str:
+    """Two lines on what runs where."""
+    config, device = run.config, run.mesh.devices.flat[0]
+    millions = count_parameters({"params": state.params}) / 1e6
+    pointwise = "matrix products" if jax.default_backend() == "cpu" else "convolutions"
+    return (
+        f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
+        f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
+        f"{run.mesh.size} x {device.device_kind} ({device.platform}), {config.batch_size} images per step, "
+        f"batch norm over {config.batch_norm.group_size or 'all'} of them; 1x1 convolutions as {pointwise}"
+    )

@@ -1,0 +1,83 @@
+"""One update: a pure function, compiled over a mesh."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from resnet_jax import parallel
+from resnet_jax.data.normalize import normalize
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.training.schedules import Schedule
+from resnet_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def loss_and_updates(model: ResNet, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple:
+    """Mean cross-entropy of a training batch, in at least float32, with (new batch statistics, logits)."""
+    logits, updated = model.apply(
+        {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
+    )
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return loss, (updated["batch_stats"], logits)
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    pad: int,
+) -> tuple[TrainState, Metrics]:
+    """One update with one global batch.
+
+    Args:
+      state: before it.
+      batch: image uint8 `[batch, size, size, channels]`, label int32 `[batch]`, and window (`data.augment`) if given.
+      model, optimizer, schedule: of the run.
+      pad: pixels of padding that `window` refers to.
+
+    Returns:
+      The state after it, and the batch's metrics before it: loss (mean), correct and count (images), gradient_norm,
+      learning_rate.
+    """
+    images = normalize(batch, state.pixels["mean"], state.pixels["std"], pad)
+
+    def loss_of(params: Any) -> tuple:
+        return loss_and_updates(model, params, state.batch_stats, images, batch["label"])
+
+    (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        "correct": (logits.argmax(-1) == batch["label"]).sum(),
+        "count": jnp.int32(len(logits)),
+        "gradient_norm": optax.tree.norm(gradients),
+        "learning_rate": schedule(state.step),
+    }
+    new_state = state.replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+    )
+    return new_state, metrics
+
+
+def compile_train_step(
+    model: ResNet, optimizer: optax.GradientTransformation, schedule: Schedule, pad: int, mesh: Mesh
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """`train_step` over a mesh: the batch split, the state replicated and donated (do not use it afterwards)."""
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, pad=pad)
+
+    rep = parallel.replicated(mesh)
+    return jax.jit(run, in_shardings=(rep, parallel.by_batch(mesh)), out_shardings=(rep, rep), donate_argnums=0)

@@ -1,0 +1,21 @@
+"""Trains a network: python train.py --config=configs/resnet50.py --config.data.root=PATH [--workdir=FOLDER]
+
+Run it again with the same flags to go on after a stop. Any field of the config is a flag: --config.batch_size=128.
+"""
+
+from absl import flags
+
+from resnet_jax import flags as command_line
+from resnet_jax.config import TrainConfig
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; default: runs/<name of the config file>.")
+
+
+def main(config: TrainConfig) -> None:
+    from resnet_jax.training.loop import train  # after the flags that JAX reads when it starts are set
+
+    train(config, WORKDIR.value or f"runs/{command_line.config_file_name()}")
+
+
+if __name__ == "__main__":
+    command_line.run(main, command_line.config_from_file)
