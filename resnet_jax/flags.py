@@ -14,7 +14,7 @@ from resnet_jax import config as config_lib
 from resnet_jax.config import Section, TrainConfig, unknown_field
 from resnet_jax.errors import UserError, one_line_errors
 
-Define = Callable[[list[str]], tuple[flags.FlagHolder, TrainConfig]]
+Define = Callable[[list[str]], flags.FlagHolder]
 
 
 def run(main: Callable[[TrainConfig], None], define: Define) -> None:
@@ -22,7 +22,7 @@ def run(main: Callable[[TrainConfig], None], define: Define) -> None:
 
     Args:
       main: gets the frozen config.
-      define: from the raw command line, defines the flag `config` and returns it with the config before overrides.
+      define: from the raw command line, defines the flag `config`.
     """
     parsed: list[TrainConfig] = []
 
@@ -30,8 +30,7 @@ def run(main: Callable[[TrainConfig], None], define: Define) -> None:
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
             return flags.FLAGS([argument for argument in argv if not argument.startswith("--config")])
         with one_line_errors():
-            holder, default = define(argv)
-            _check_overrides(argv, default)
+            holder = define(argv)
             try:
                 rest = flags.FLAGS(argv)
             except (flags.Error, ValueError, TypeError) as error:
@@ -50,7 +49,7 @@ def run(main: Callable[[TrainConfig], None], define: Define) -> None:
     app.run(start, flags_parser=parse)
 
 
-def config_from_file(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]:
+def config_from_file(argv: list[str]) -> flags.FlagHolder:
     """`--config=FILE`, a Python file with `get_config()`.
 
     Raises:
@@ -60,10 +59,11 @@ def config_from_file(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]:
     if not path:
         raise UserError("--config=FILE is missing, for example --config=configs/digits.py")
     # Read here first, since config_flags answers a faulty file with a traceback of its own.
-    return config_flags.DEFINE_config_file("config"), _load_config_file(pathlib.Path(path))
+    _check_overrides(argv, _load_config_file(pathlib.Path(path)))
+    return config_flags.DEFINE_config_file("config")
 
 
-def config_from_workdir(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]:
+def config_from_workdir(argv: list[str]) -> flags.FlagHolder:
     """The config stored in `--workdir`.
 
     Raises:
@@ -76,7 +76,8 @@ def config_from_workdir(argv: list[str]) -> tuple[flags.FlagHolder, TrainConfig]
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no config.json in it; give the workdir of a run")
     config = config_lib.load(path)
-    return config_flags.DEFINE_config_dataclass("config", config), config
+    _check_overrides(argv, config)
+    return config_flags.DEFINE_config_dataclass("config", config)
 
 
 def config_file_name() -> str:

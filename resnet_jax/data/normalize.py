@@ -68,7 +68,7 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
 
 
 def normalize(batch: Mapping[str, Array], mean: Array, std: Array, pad: int) -> Array:
-    """Subtracts the mean and divides by the standard deviation, in float32.
+    """Subtracts the mean and divides by the standard deviation, in their dtype (float32).
 
     Args:
       batch: `image`, uint8 `[batch, height, width, channels]`; `window`, int32 `[batch, 3]`, if the image is a padded
@@ -78,9 +78,9 @@ def normalize(batch: Mapping[str, Array], mean: Array, std: Array, pad: int) -> 
       pad: pixels of padding that `window` refers to.
 
     Returns:
-      float32 `[batch, height, width, channels]`.
+      `[batch, height, width, channels]`, in the dtype of the mean.
     """
-    image = batch["image"].astype(jnp.float32)
+    image = batch["image"].astype(mean.dtype)
     if "window" not in batch:
         return (image - mean[None]) / std[None]
     height, width, channels = image.shape[1:]

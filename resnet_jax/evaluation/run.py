@@ -1,6 +1,7 @@
 """Scoring a checkpoint with the config that is stored beside it."""
 
 import pathlib
+import sys
 
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
@@ -35,4 +36,4 @@ def evaluate_checkpoint(
         run = experiment_lib.build(config, source)
         state, _ = checkpoints.restore(step, run.abstract_state())
     eval_step = compile_eval_step(run.model, config.data.pad, run.mesh)
-    return step, evaluate(eval_step, state, source, run.config, run.mesh, progress=True)
+    return step, evaluate(eval_step, state, source, run.config, run.mesh, progress=sys.stderr.isatty())

@@ -1,11 +1,11 @@
 """Checkpoints with Orbax: written in the background, whole or not at all; the last ones and the best ones are kept."""
 
 import dataclasses
-import json
 import pathlib
 from types import TracebackType
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from resnet_jax.config import CheckpointConfig
@@ -51,7 +51,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         self.folder = workdir.resolve() / "checkpoints"
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -107,7 +108,10 @@ class Checkpoints:
     def _check_structure(self, step: int, abstract: TrainState) -> None:
         """Orbax's own message for another network is a page long, and another dtype it casts without a word."""
         stored = _leaves(self._manager.item_metadata(step)["state"].tree)
-        wanted = _leaves(ocp.tree.serialize_tree(abstract, keep_empty_nodes=False))
+        wanted = {
+            jax.tree_util.keystr(path, simple=True, separator="/"): _describe(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(abstract)
+        }
         for name in sorted(wanted.keys() | stored.keys()):
             there, here = stored.get(name, "nothing"), wanted.get(name, "nothing")
             if there != here:
@@ -117,7 +121,12 @@ class Checkpoints:
                 )
 
 
+def _describe(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"
+
+
 def _leaves(tree: Any, prefix: str = "") -> dict[str, str]:
+    """Array names, dtypes and shapes in Orbax's metadata, which has lists for tuples and None for empty nodes."""
     if isinstance(tree, dict):
         items = tree.items()
     elif isinstance(tree, (list, tuple)):
@@ -125,7 +134,7 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, str]:
     elif tree is None or not hasattr(tree, "shape"):
         return {}
     else:
-        return {prefix: f"{tree.dtype}{json.dumps(list(tree.shape))}"}
+        return {prefix: _describe(tree)}
     found: dict[str, str] = {}
     for name, value in items:
         found |= _leaves(value, f"{prefix}/{name}" if prefix else str(name))

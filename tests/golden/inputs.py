@@ -1,0 +1,37 @@
+"""What the golden values are made from, on both sides: seeded weights and images. NumPy only.
+
+`RandomState` and not `Generator`, because NumPy promises never to change its streams.
+"""
+
+import zlib
+
+import numpy as np
+
+STEPS, BATCH, SIZE, CLASSES = 20, 8, 64, 10
+LEARNING_RATE, DROP_AT, FACTOR, MOMENTUM, WEIGHT_DECAY = 2.0**-8, 10, 0.25, 0.9, 2.0**-10
+MEAN = np.array([120.0, 118.0, 104.0])
+STD = np.array([64.0, 60.0, 56.0])
+
+
+def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A float64 starting value in torchvision's name and layout: random scales, biases and statistics too."""
+    draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if len(shape) > 1:
+        return draw * np.sqrt(2.0 / np.prod(shape[1:]))
+    if name.endswith("running_var"):
+        return 1.0 + 0.5 * np.tanh(draw)
+    if name.endswith("weight"):
+        return 1.0 + 0.3 * draw
+    return 0.3 * draw
+
+
+def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images `[BATCH, SIZE, SIZE, 3]` and int32 labels of one step."""
+    rng = np.random.RandomState(1000 + step)
+    return rng.randint(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8), rng.randint(0, CLASSES, BATCH).astype(np.int32)
+
+
+def projection(name: str, value: np.ndarray) -> list[float]:
+    """Two numbers that stand for a tensor: its product with a seeded random one, and its norm."""
+    other = np.random.RandomState(zlib.crc32(name.encode()) ^ 1).standard_normal(value.shape)
+    return [float((value * other).sum()), float(np.linalg.norm(value))]

@@ -1,0 +1,89 @@
+"""Things that several tests make."""
+
+import dataclasses
+import json
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax import config as config_lib
+from resnet_jax import parallel, recipes
+from resnet_jax.config import TrainConfig
+from resnet_jax.models import resnet
+from resnet_jax.training.optimizers import make_optimizer
+from resnet_jax.training.schedules import step_schedule
+from resnet_jax.training.state import TrainState
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def digits_config(**fields) -> TrainConfig:
+    """A tiny, mutable config on real digits: ResNet-8, four steps; fields as 'section__field=value'."""
+    config = recipes.paper_cifar10("cifar_resnet8")
+    values = {
+        "steps": 4,
+        "batch_size": 16,
+        "data__source": "digits",
+        "data__image_size": 8,
+        "data__pad": 1,
+        "evaluation__every": 2,
+        "evaluation__batch_size": 128,
+        "checkpoint__every": 1,
+        "logging__every": 1,
+        "logging__tensorboard": False,
+        "logging__curves": False,
+        "devices": 1,
+    } | fields
+    for name, value in values.items():
+        *sections, field = name.split("__")
+        target = config
+        for section in sections:
+            target = getattr(target, section)
+        setattr(target, field, value)
+    return config
+
+
+def validated(config: TrainConfig) -> TrainConfig:
+    return config_lib.validate(config)
+
+
+def random_like(shapes, dtype=np.float64):
+    """Random variables for a tree of shapes: He-normal kernels, and scales, biases and statistics that are not 1 or 0."""
+
+    def draw(path, leaf):
+        names = [entry.key for entry in path]
+        rng = np.random.RandomState(zlib.crc32("/".join(names).encode()))
+        value = rng.standard_normal(leaf.shape)
+        if names[-1] == "kernel":
+            return (value * np.sqrt(2 / np.prod(leaf.shape[:-1]))).astype(dtype)
+        if names[-1] == "var":
+            return (1 + 0.5 * np.tanh(value)).astype(dtype)
+        return (0.3 * value + (names[-1] == "scale")).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def state_of(variables, optimizer, mean, std, dtype=np.float64) -> TrainState:
+    opt_state = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(optimizer.init, variables["params"])
+    )
+    pixels = {"mean": np.asarray(mean, dtype).reshape(1, 1, -1), "std": np.asarray(std, dtype).reshape(1, 1, -1)}
+    return TrainState(np.int32(0), variables["params"], variables["batch_stats"], opt_state, pixels)
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    """A tree as {'a/b/c': array}."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def assert_same_bits(one, other) -> None:
+    one, other = flat(one), flat(other)
+    assert one.keys() == other.keys()
+    different = [name for name in one if one[name].tobytes() != other[name].tobytes()]
+    assert not different, f"{len(different)} of {len(one)} arrays differ, first {different[0]}"
