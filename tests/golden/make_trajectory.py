@@ -1,6 +1,6 @@
 """Writes resnet18_trajectory.json: 20 training steps of torchvision's ResNet-18 in float64.
 
-    python -m tests.golden.make_trajectory        (needs torch and torchvision; made with 2.14.1 and 0.29.1)
+python -m tests.golden.make_trajectory        (needs torch and torchvision; made with 2.14.1 and 0.29.1)
 """
 
 import json
@@ -16,7 +16,9 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     model = torchvision.models.resnet18(num_classes=inputs.CLASSES).train()
     state = {
-        name: value if name.endswith("num_batches_tracked") else torch.from_numpy(inputs.tensor(name, tuple(value.shape)))
+        name: value
+        if name.endswith("num_batches_tracked")
+        else torch.from_numpy(inputs.tensor(name, tuple(value.shape)))
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(state)

@@ -52,10 +52,7 @@ class TestMaxPool:
         else:  # Caffe rounds the number of windows up and cuts them off at the border
             padded, out = x, int(np.ceil((side - 3) / 2)) + 1
         want = np.array(
-            [
-                [padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(out)]
-                for i in range(out)
-            ]
+            [[padded[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max((0, 1)) for j in range(out)] for i in range(out)]
         )
         np.testing.assert_array_equal(got[0], want)
 

@@ -20,9 +20,9 @@ BATCH = 16
 
 
 def make(group, dtype, devices):
-    model = resnet.build(
-        ModelConfig(name="cifar_resnet8", shortcut="B"), BatchNormConfig(group_size=group), 10
-    ).clone(dtype=dtype)
+    model = resnet.build(ModelConfig(name="cifar_resnet8", shortcut="B"), BatchNormConfig(group_size=group), 10).clone(
+        dtype=dtype
+    )
     schedule = step_schedule(ScheduleConfig(boundaries=()), 0.125)
     optimizer = make_optimizer(OptimizerConfig(), schedule)
     mesh = parallel.make_mesh(devices)

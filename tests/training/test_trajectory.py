@@ -34,13 +34,9 @@ def test_twenty_steps_equal_torchvision_in_float64(x64):
     import jax
 
     variables = jax.tree_util.tree_map_with_path(start, shapes)
-    schedule = step_schedule(
-        ScheduleConfig(boundaries=(inputs.DROP_AT,), factor=inputs.FACTOR), inputs.LEARNING_RATE
-    )
+    schedule = step_schedule(ScheduleConfig(boundaries=(inputs.DROP_AT,), factor=inputs.FACTOR), inputs.LEARNING_RATE)
     optimizer = make_optimizer(
-        OptimizerConfig(
-            name="sgd", momentum=inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY, decay_mask="all"
-        ),
+        OptimizerConfig(name="sgd", momentum=inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY, decay_mask="all"),
         schedule,
     )
     mesh = parallel.make_mesh(1)
@@ -56,4 +52,6 @@ def test_twenty_steps_equal_torchvision_in_float64(x64):
         name = names[path]
         got = inputs.projection(name, to_torch_layout(value))
         # A projection is a sum of terms of either sign: its error is measured against the norm.
-        np.testing.assert_allclose(got, golden["final"][name], rtol=0, atol=1e-8 * golden["final"][name][1], err_msg=name)
+        np.testing.assert_allclose(
+            got, golden["final"][name], rtol=0, atol=1e-8 * golden["final"][name][1], err_msg=name
+        )

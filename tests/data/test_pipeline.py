@@ -1,0 +1,119 @@
+"""Global batch k is a pure function of (seed, k): not of the start, the hosts, the threads or the workers."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from resnet_jax import recipes
+from resnet_jax.data import augment, pipeline, sources
+from resnet_jax.errors import UserError
+
+COUNT, BATCH = 50, 16  # neither divides the other
+
+
+def source():
+    images = np.random.RandomState(0).randint(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
+    return sources.ArraySource(images, np.arange(COUNT), tuple(map(str, range(COUNT))), "x")
+
+
+def batches(rows=range(BATCH), seed=7, steps=10):
+    return pipeline.TrainBatches(source(), augment.PadCrop(8, 2, flip=True), BATCH, rows, seed, steps)
+
+
+def data(**fields):
+    config = recipes.paper_cifar10("cifar_resnet20").data
+    for name, value in fields.items():
+        setattr(config, name, value)
+    return config
+
+
+def digest(stream):
+    result = hashlib.sha256()
+    for batch in stream:
+        for name in sorted(batch):
+            result.update(np.ascontiguousarray(batch[name]).tobytes())
+    return result.hexdigest()
+
+
+def test_each_epoch_is_a_permutation_of_its_own():
+    order = np.concatenate([batches()[k]["label"] for k in range(10)])  # 160 positions: three epochs and a bit
+    epochs = [order[i * COUNT : (i + 1) * COUNT] for i in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+    assert not np.array_equal(epochs[0], np.arange(COUNT))
+
+
+def test_an_image_is_augmented_anew_each_epoch():
+    stacked = [batches()[k] for k in range(10)]
+    labels = np.concatenate([b["label"] for b in stacked])
+    windows = np.concatenate([b["window"] for b in stacked])
+    first, second = (np.flatnonzero(labels == label)[:2] for label in (3, 17))
+    assert not np.array_equal(windows[first[0]], windows[first[1]]) or not np.array_equal(
+        windows[second[0]], windows[second[1]]
+    )
+    assert len(np.unique(windows, axis=0)) > 40
+
+
+def test_hosts_get_the_rows_of_the_one_global_batch():
+    for step in (0, 3, 9):
+        whole = batches()[step]
+        for split in ([range(8), range(8, 16)], [range(0, 16, 2), range(1, 16, 2)], [[5], [9, 2]]):
+            for rows in split:
+                part = batches(rows=rows)[step]
+                for name, value in whole.items():
+                    np.testing.assert_array_equal(part[name], value[list(rows)])
+
+
+def test_the_seed_matters():
+    assert digest([batches(seed=1)[0]]) != digest([batches(seed=2)[0]])
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 4), (1, 1), (2, 2)])
+@pytest.mark.parametrize("start", [0, 6])
+def test_workers_threads_and_start_change_nothing(workers, threads, start):
+    want = digest(batches()[k] for k in range(start, 10))
+    with pipeline.iterate(batches(), start, data(workers=workers, threads=threads)) as stream:
+        assert digest(stream) == want
+
+
+def test_evaluation_has_every_image_once_and_masks_the_rest():
+    for batch_size in (7, 16, 50, 64):
+        stream = pipeline.EvalBatches(source(), augment.CentreCrop(8, None), batch_size, range(batch_size))
+        with pipeline.iterate(stream, 0, data()) as iterator:
+            got = list(iterator)
+        assert len(got) == len(stream) == -(-COUNT // batch_size)
+        mask = np.concatenate([batch["mask"] for batch in got])
+        labels = np.concatenate([batch["label"] for batch in got])
+        images = np.concatenate([batch["image"] for batch in got])
+        np.testing.assert_array_equal(labels[mask], np.arange(COUNT))
+        np.testing.assert_array_equal(images[mask], source().images)
+        assert len(mask) == len(got) * batch_size
+
+
+class Faulty(sources.ArraySource):
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        return sources.Record(b"no image", record.label, f"folder/{index}.jpg")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_image_is_named(workers):
+    from resnet_jax.errors import user_error_in
+
+    base = source()
+    stream = pipeline.TrainBatches(
+        Faulty(base.images, base.labels, base.classes, "x"), augment.CentreCrop(8, None), 4, range(4), 0, 5
+    )
+    with pipeline.iterate(stream, 0, data(workers=workers)) as iterator, pytest.raises(Exception) as caught:
+        next(iterator)
+    assert isinstance(user_error_in(caught.value), UserError)
+    assert ".jpg: not an image file" in str(user_error_in(caught.value))
+
+
+def test_an_image_of_another_size_is_named():
+    stream = pipeline.EvalBatches(source(), augment.CentreCrop(9, None), 4, range(4))
+    with pytest.raises(UserError, match=r"^x\[0\]: an image is 8x8 but data\.image_size is 9"):
+        stream[0]
