@@ -1,0 +1,175 @@
+"""Configs: every file in configs/ is valid and documented; wrong fields and values end in one clear line."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+
+from resnet_jax import config as config_lib
+from resnet_jax import recipes
+from resnet_jax.config import Section, TrainConfig
+from resnet_jax.errors import UserError
+from tests import helpers
+
+FILES = sorted((helpers.ROOT / "configs").glob("*.py"))
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_file(path):
+    module = load(path)
+    for heading in ("Command:", "Hardware:", "Expected time:", "Expected result:"):
+        assert heading in module.__doc__
+    assert f"--config=configs/{path.name}" in module.__doc__
+    assert "TBD" not in module.__doc__
+    config = module.get_config()
+    if config.data.source in ("cifar10", "folder"):
+        config.data.root = "somewhere"
+    config_lib.validate(config)
+    assert config.batch_norm.group_size is None
+    if path.stem != "digits":
+        assert config.model.name.removeprefix("cifar_") == path.stem.removeprefix("cifar10_")
+
+
+def test_all_of_the_papers_networks_have_a_config():
+    stems = {path.stem for path in FILES}
+    assert {f"resnet{d}" for d in (18, 34, 50, 101, 152)} | {"plain18", "plain34", "digits"} <= stems
+    assert {f"cifar10_resnet{d}" for d in (20, 32, 44, 56, 110, 1202)} <= stems
+    assert {f"cifar10_plain{d}" for d in (20, 32, 44, 56)} <= stems
+
+
+def test_the_papers_recipes():
+    imagenet, cifar = recipes.paper_imagenet("resnet50"), recipes.paper_cifar10("cifar_resnet20")
+    assert (imagenet.steps, imagenet.batch_size, imagenet.schedule.boundaries) == (
+        600_000,
+        256,
+        (150_000, 300_000, 450_000),
+    )
+    assert (cifar.steps, cifar.batch_size, cifar.schedule.boundaries) == (64_000, 128, (32_000, 48_000))
+    for config in (imagenet, cifar):
+        o = config.optimizer
+        assert (o.name, o.learning_rate, o.momentum, o.weight_decay, o.decay_mask) == (
+            "sgd_caffe",
+            0.1,
+            0.9,
+            1e-4,
+            "kernels",
+        )
+    assert imagenet.data.train_scale == (256, 480)
+    assert imagenet.model.stride_placement == "1x1"
+
+
+def test_every_field_is_documented():
+    """Each field or run of fields is followed by a string that says what it is (the two that name themselves aside)."""
+    text = (helpers.ROOT / "resnet_jax/config.py").read_text().splitlines()
+    named = {"momentum", "factor", "warmup_learning_rate"}
+    for index, line in enumerate(text):
+        stripped = line.strip()
+        is_field = line.startswith("    ") and ": " in stripped and "=" in stripped and not line.startswith("     ")
+        name = stripped.split(":")[0]
+        if is_field and name.isidentifier() and "default_factory" not in stripped and name not in named:
+            assert text[index + 1].strip().startswith('"""'), f"{name} has no description"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("model__name", "resnet51", "model.name='resnet51' is not known; did you mean 'resnet50'?"),
+        ("model__shortcut", "D", "model.shortcut='D' is not known; choose one of: A, B, C"),
+        ("model__dtype", "bfloat", "model.dtype='bfloat' is not known; did you mean 'bfloat16'?"),
+        ("steps", 1.5, "steps=1.5: expected int, got float"),
+        ("steps", 0, "steps=0: must be at least 1"),
+        ("batch_size", True, "batch_size=True: expected int, got bool"),
+        ("optimizer__learning_rate", "fast", "optimizer.learning_rate='fast': expected float, got str"),
+        ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan"),
+        ("optimizer__nesterov", True, "optimizer.nesterov=True needs optimizer.name='sgd'"),
+        ("schedule__boundaries", (5, 3), "schedule.boundaries=(5, 3): must be increasing"),
+        ("schedule__boundaries", (5, 0.5), "schedule.boundaries=(5, 0.5): expected tuple"),
+        ("data__source", "folder", "data.source='folder' needs a folder: add --config.data.root=PATH"),
+        ("data__augment", "scale_crop", None),
+        ("evaluation__resize", 4, "evaluation.resize=4 is smaller than data.image_size=8"),
+        ("batch_norm__group_size", 5, "batch_norm.group_size=5 does not divide batch_size=16"),
+        ("checkpoint__keep_last", 0, "checkpoint.keep_last=0: must be at least 1"),
+    ],
+)
+def test_wrong_values(field, value, message):
+    config = helpers.digits_config(**{field: value})
+    if message is None:
+        config_lib.validate(config)
+        return
+    with pytest.raises(UserError) as caught:
+        config_lib.validate(config)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_scale_crop_must_fit():
+    config = helpers.digits_config(data__augment="scale_crop", data__train_scale=(6, 12))
+    with pytest.raises(UserError, match=r"data\.train_scale=\(6, 12\)"):
+        config_lib.validate(config)
+
+
+def test_unknown_fields_are_refused_when_assigned():
+    config = TrainConfig()
+    with pytest.raises(UserError, match="no field 'learning_rat'; did you mean 'learning_rate'"):
+        config.optimizer.learning_rat = 0.2
+    with pytest.raises(UserError, match="TrainConfig has no field 'lr'; it has: steps"):
+        config.lr = 0.2
+
+
+def test_frozen_once_validated():
+    config = config_lib.validate(helpers.digits_config())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optimizer.learning_rate = 3.0
+
+
+def test_stored_and_read_back(tmp_path):
+    config = config_lib.validate(helpers.digits_config(batch_norm__group_size=8, schedule__boundaries=(1, 2)))
+    path = tmp_path / "config.json"
+    path.write_text(config_lib.to_json(config))
+    again = config_lib.validate(config_lib.load(path))
+    assert again == config
+    assert config_lib.differences(again, config) == []
+    path.write_text(config_lib.to_json(config).replace('"steps"', '"stepz"'))
+    with pytest.raises(UserError, match="has no field 'stepz'; did you mean 'steps'"):
+        config_lib.load(path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="cannot be read as a stored config"):
+        config_lib.load(path)
+
+
+def test_differences_that_forbid_to_continue():
+    one = helpers.digits_config()
+    other = helpers.digits_config(steps=9, data__workers=2, logging__every=7, optimizer__learning_rate=0.3, seed=1)
+    assert config_lib.differences(one, other) == [
+        "seed: 0 there, 1 here",
+        "optimizer.learning_rate: 0.1 there, 0.3 here",
+    ]
+
+
+def test_rules_name_real_fields():
+    names = config_lib.flatten(TrainConfig())
+    assert set(config_lib.CHOICES) <= set(names)
+    assert set(config_lib.MINIMUM) <= set(names)
+    assert all(any(name.startswith(prefix) for name in names) for prefix in config_lib.MAY_CHANGE)
+
+
+def test_reading_a_config_imports_no_jax(tmp_path):
+    import subprocess
+    import sys
+
+    code = "import sys, configs.resnet50 as c, resnet_jax.config as k; c=c.get_config(); c.data.root='x'; k.validate(c)"
+    result = subprocess.run(
+        [sys.executable, "-c", code + "; sys.exit('jax' in sys.modules)"], cwd=pathlib.Path(helpers.ROOT), check=False
+    )
+    assert result.returncode == 0
+    assert issubclass(TrainConfig, Section)

@@ -1,0 +1,225 @@
+"""The loop in one process: what it writes, keeps, refuses, and how it ends."""
+
+import json
+import signal
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax import config as config_lib
+from resnet_jax.errors import Stopped, UserError
+from resnet_jax.evaluation.run import evaluate_checkpoint
+from resnet_jax.training import loop
+from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.loop import train
+from tests import helpers
+
+
+def valid(**fields):
+    return helpers.validated(helpers.digits_config(**fields))
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def kept(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def test_writes_metrics_curves_tensorboard_config_and_checkpoints(tmp_path, capsys):
+    config = valid(logging__tensorboard=True, logging__curves=True, logging__every=2)
+    scores = train(config, tmp_path)
+    assert scores["images"] == 360
+    train_rows = [row for row in rows(tmp_path) if row["split"] == "train"]
+    test_rows = [row for row in rows(tmp_path) if row["split"] == "test"]
+    assert [row["step"] for row in train_rows] == [2, 4]
+    assert [row["step"] for row in test_rows] == [2, 4]
+    assert test_rows[-1] == {"step": 4, "split": "test", **scores}
+    assert train_rows[0]["learning_rate"] == pytest.approx(0.1)
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    assert list((tmp_path / "tensorboard").iterdir())
+    stored = config_lib.load(tmp_path / "config.json")
+    assert stored.model.num_classes == 10
+    assert config_lib.differences(stored, config_lib.resolved(config, 10)) == []
+    assert f"test top-1 {100 * scores['top1']:.2f} % ({round(360 * scores['top1'])}/360)" in capsys.readouterr().out
+    # The stored checkpoint is the state that was scored.
+    step, again = evaluate_checkpoint(config_lib.validate(stored), tmp_path)
+    assert step == 4
+    assert again.as_metrics()["top1"] == scores["top1"]
+
+
+def test_training_learns(tmp_path):
+    config = valid(
+        steps=100, batch_size=64, schedule__boundaries=(70,), evaluation__every=0, checkpoint__every=0, logging__every=50
+    )
+    assert train(config, tmp_path)["top1"] > 0.8
+    assert kept(tmp_path) == [100]
+
+
+def test_keeps_the_last_and_the_best(tmp_path, monkeypatch):
+    accuracy = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4, 5: 0.6, 6: 0.2}
+    real = loop.evaluate
+
+    def scripted(eval_step, state, *args, **options):
+        scores = real(eval_step, state, *args, **options)
+        scores.top1 = round(360 * accuracy[int(state.step)])
+        return scores
+
+    monkeypatch.setattr(loop, "evaluate", scripted)
+    config = valid(steps=6, evaluation__every=1, checkpoint__keep_last=2, checkpoint__keep_best=1)
+    train(config, tmp_path)
+    assert kept(tmp_path) == [2, 5, 6]
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        assert checkpoints.best_step() == 2
+
+
+def test_checkpoints_between_evaluations_are_kept_too(tmp_path):
+    train(valid(steps=5, evaluation__every=3, checkpoint__every=1, checkpoint__keep_last=2), tmp_path)
+    assert {4, 5} <= set(kept(tmp_path))
+
+
+def test_a_finished_run_says_so(tmp_path, capsys):
+    scores = train(valid(), tmp_path)
+    again = train(valid(), tmp_path)
+    assert again == scores
+    assert "was already finished" in capsys.readouterr().out
+
+
+def test_more_steps_continue_a_finished_run(tmp_path):
+    train(valid(steps=2), tmp_path / "a")
+    train(valid(steps=4), tmp_path / "a")
+    train(valid(steps=4), tmp_path / "b")
+    states = []
+    for name in "ab":
+        config = config_lib.validate(config_lib.load(tmp_path / name / "config.json"))
+        run = loop.experiment_lib.build(config, loop.experiment_lib.open_data(config, "val"))
+        with Checkpoints(tmp_path / name, config.checkpoint) as checkpoints:
+            states.append(checkpoints.restore(4, run.abstract_state())[0])
+    helpers.assert_same_bits(*states)
+
+
+def test_one_device_and_eight_train_alike(tmp_path):
+    train(valid(devices=1, steps=2), tmp_path / "one")
+    train(valid(devices=8, steps=2), tmp_path / "eight")
+    for one, eight in zip(rows(tmp_path / "one"), rows(tmp_path / "eight"), strict=True):
+        assert one["loss"] == pytest.approx(eight["loss"], rel=1e-4)
+
+
+def test_another_config_in_the_workdir_is_refused(tmp_path):
+    train(valid(steps=1), tmp_path)
+    with pytest.raises(
+        UserError, match=r"holds a run of another config \(optimizer.learning_rate: 0.1 there, 0.2 here\)"
+    ):
+        train(valid(steps=1, optimizer__learning_rate=0.2), tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="a checkpoint of another network: batch_stats/stage1/block2"):
+        train(valid(steps=1, model__name="cifar_resnet14"), tmp_path)
+    assert kept(tmp_path) == [1]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
+    config = valid(steps=30, optimizer__learning_rate=1e30, evaluation__every=0)
+    with pytest.raises(UserError, match=r"step \d+: the (loss|gradient_norm) is (nan|inf); the last good checkpoint"):
+        train(config, tmp_path)
+    run = loop.experiment_lib.build(config, loop.experiment_lib.open_data(config, "val"))
+    with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
+        for step in checkpoints.steps():
+            state, _ = checkpoints.restore(step, run.abstract_state())
+            assert step < 5
+            assert int(state.step) == step
+
+
+@pytest.mark.parametrize("during", ["training", "evaluation"])
+def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during):
+    config = valid(steps=6, evaluation__every=3, checkpoint__every=0)
+    train(config, tmp_path / "whole")
+
+    name = "_update" if during == "training" else "_evaluate"
+    real, seen = getattr(loop.Trainer, name), []
+
+    def interrupted(self, step, *args):
+        if step == 3 and not seen:
+            seen.append(step)
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, step, *args)
+
+    monkeypatch.setattr(loop.Trainer, name, interrupted)
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 3, saved"):
+        train(config, tmp_path / "parts")
+    assert kept(tmp_path / "parts") == [3]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    train(config, tmp_path / "parts")
+
+    def strip(workdir):
+        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
+
+    assert strip(tmp_path / "parts") == strip(tmp_path / "whole")
+
+
+def test_wrong_number_of_classes(tmp_path):
+    with pytest.raises(UserError, match=r"model\.num_classes=7, but digits data has 10 classes"):
+        train(valid(model__num_classes=7), tmp_path)
+
+
+def test_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--workdir=.*file/run: cannot write there \(Not a directory\)"):
+        train(valid(), tmp_path / "file" / "run")
+
+
+def test_batch_that_the_devices_cannot_share(tmp_path):
+    with pytest.raises(UserError, match="batch_size=20 cannot be shared by 8 devices"):
+        train(valid(batch_size=20, devices=8), tmp_path)
+
+
+def test_no_checkpoint_of_that_step(tmp_path):
+    config = valid(steps=1)
+    with pytest.raises(UserError, match="no checkpoint in it; train first"):
+        evaluate_checkpoint(config, tmp_path / "empty")
+    train(config, tmp_path)
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[1\]"):
+        evaluate_checkpoint(config, tmp_path, 7)
+
+
+@pytest.mark.parametrize("group", [None, 8])
+def test_image_folder_end_to_end(tmp_path, group):
+    rng = np.random.RandomState(0)
+    for split, count in (("train", 12), ("val", 5)):
+        for label in range(3):
+            folder = tmp_path / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.randint(0, 120, (50 + i, 60, 3)) + np.eye(3, dtype=int)[label] * 120
+                mode = ("RGB", "L", "CMYK")[i] if i < 3 else "RGB"
+                Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(folder / f"{i}.jpg")
+    config = valid(
+        model__name="resnet18",
+        data__source="folder",
+        data__root=str(tmp_path / "images"),
+        data__image_size=32,
+        data__augment="scale_crop",
+        data__train_scale=(36, 48),
+        data__mean="imagenet",
+        evaluation__resize=36,
+        batch_norm__group_size=group,
+        steps=2,
+        devices=2,
+    )
+    assert train(config, tmp_path / "run")["images"] == 15
+
+
+def test_synthetic_needs_no_folder(tmp_path):
+    config = valid(
+        model__name="cifar_resnet8",
+        data__source="synthetic",
+        data__image_size=16,
+        data__mean="imagenet",
+        data__synthetic_images=64,
+        data__synthetic_classes=4,
+        steps=2,
+    )
+    assert train(config, tmp_path)["images"] == 16
+    assert jax.device_count() == 8
