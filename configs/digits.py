@@ -2,8 +2,8 @@
 
 Command:         make train, or python train.py --config=configs/digits.py --workdir=runs/digits
 Hardware:        any; a laptop's CPU will do
-Expected time:   TBD
-Expected result: TBD
+Expected time:   half a minute on two CPU cores (results/README.md)
+Expected result: 98.9 % top-1 accuracy on the held-out fifth, 356 of 360 (results/README.md)
 """
 
 from resnet_jax import recipes

@@ -53,7 +53,12 @@ def test_writes_metrics_curves_tensorboard_config_and_checkpoints(tmp_path, caps
 
 def test_training_learns(tmp_path):
     config = valid(
-        steps=100, batch_size=64, schedule__boundaries=(70,), evaluation__every=0, checkpoint__every=0, logging__every=50
+        steps=100,
+        batch_size=64,
+        schedule__boundaries=(70,),
+        evaluation__every=0,
+        checkpoint__every=0,
+        logging__every=50,
     )
     assert train(config, tmp_path)["top1"] > 0.8
     assert kept(tmp_path) == [100]
