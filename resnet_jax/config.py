@@ -319,8 +319,12 @@ def _check_fields(config: Section, prefix: str = "") -> None:
             raise UserError(f"{path}={value!r}: must be at least {MINIMUM[path]}")
 
 
-def validate(config: TrainConfig) -> TrainConfig:
+def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
     """Checks every field's type, value and the rules between fields; returns the config, frozen.
+
+    Args:
+      config: mutable; it is frozen in place.
+      needs_data: whether `data.root` must be given where the source has files.
 
     Raises:
       UserError: one line naming the field, its value and what is possible.
@@ -330,7 +334,7 @@ def validate(config: TrainConfig) -> TrainConfig:
     _check_fields(config)
     zoo.architecture(config.model.name)
     data, groups = config.data, config.batch_norm.group_size
-    if data.source in ("cifar10", "folder") and not data.root:
+    if needs_data and data.source in ("cifar10", "folder") and not data.root:
         raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")
     low, high = data.train_scale
     if data.augment == "scale_crop" and not data.image_size <= low <= high:

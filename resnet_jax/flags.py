@@ -17,12 +17,13 @@ from resnet_jax.errors import UserError, one_line_errors
 Define = Callable[[list[str]], flags.FlagHolder]
 
 
-def run(main: Callable[[TrainConfig], None], define: Define) -> None:
+def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = True) -> None:
     """Parses the command line, validates the config, sets what JAX must know before it starts, and calls `main`.
 
     Args:
       main: gets the frozen config.
       define: from the raw command line, defines the flag `config`.
+      needs_data: whether `data.root` must be given.
     """
     parsed: list[TrainConfig] = []
 
@@ -37,7 +38,7 @@ def run(main: Callable[[TrainConfig], None], define: Define) -> None:
                 raise UserError(" ".join(str(error).split())) from error
             if len(rest) > 1:
                 raise UserError(f"{rest[1]!r}: not a flag; write --name=value")
-            parsed.append(config_lib.validate(holder.value))
+            parsed.append(config_lib.validate(holder.value, needs_data))
         return rest
 
     def start(_: list[str]) -> None:
