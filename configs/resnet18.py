@@ -4,7 +4,8 @@ Command:         python train.py --config=configs/resnet18.py --config.data.root
 Hardware:        8 GPUs or a TPU slice (256 images per step); one large GPU will do
 Expected time:   not measured yet
 Expected result: 27.88 % top-1 error with option A, 10 crops (Table 2 of the paper); 30.43 % with option B, one
-                 centre crop (facebookarchive/fb.resnet.torch, scale and aspect-ratio augmentation). Ours is not measured yet
+                 centre crop (facebookarchive/fb.resnet.torch, scale and aspect-ratio augmentation).
+                 Ours is not measured yet
 
 PATH holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Evaluation is on the centre 224 x 224 of a shorter side of 256.
 Batch norm is over the whole batch of 256; the authors' eight GPUs normalised 32 images each:

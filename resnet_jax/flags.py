@@ -105,9 +105,7 @@ def _load_config_file(path: pathlib.Path) -> TrainConfig:
         spec.loader.exec_module(module)
         config = module.get_config()
     except Exception as error:  # the file is the user's own program
-        lines = [
-            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.name)
-        ]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(path.name)]
         where = f"{path}, line {lines[-1]}" if lines else str(path)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         raise UserError(f"{where}: {kind}{error}") from error

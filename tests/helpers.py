@@ -1,20 +1,14 @@
 """Things that several tests make."""
 
-import dataclasses
-import json
 import pathlib
 import zlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import config as config_lib
-from resnet_jax import parallel, recipes
+from resnet_jax import recipes
 from resnet_jax.config import TrainConfig
-from resnet_jax.models import resnet
-from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import step_schedule
 from resnet_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent

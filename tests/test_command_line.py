@@ -51,9 +51,7 @@ def test_mistakes_on_the_command_line(arguments, message):
 
 def test_mistakes_in_a_config_file(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text(
-        "from resnet_jax.config import TrainConfig\n\ndef get_config():\n    c = TrainConfig()\n    c.lr = 1\n"
-    )
+    path.write_text("from resnet_jax.config import TrainConfig\n\ndef get_config():\n    c = TrainConfig()\n    c.lr = 1\n")
     result = call("train.py", f"--config={path}")
     assert result.returncode == EXIT_USER_ERROR
     assert result.stderr.startswith(f"error: {path}, line 5: TrainConfig has no field 'lr'")

@@ -55,9 +55,7 @@ def by_hand(depth, shortcut, placement, size, channels, classes):
 
 
 def check(name, depth, shortcut, placement="1x1", size=224, channels=3, classes=1000):
-    model = resnet.build(
-        ModelConfig(name=name, shortcut=shortcut, stride_placement=placement), BatchNormConfig(), classes
-    )
+    model = resnet.build(ModelConfig(name=name, shortcut=shortcut, stride_placement=placement), BatchNormConfig(), classes)
     got = summary.total(summary.summarize(model, (size, size, channels)))
     assert (got.multiply_adds, got.parameters) == by_hand(depth, shortcut, placement, size, channels, classes)
     return got

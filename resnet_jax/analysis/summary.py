@@ -91,9 +91,7 @@ def summarize(model: ResNet, image_shape: tuple[int, int, int]) -> list[Row]:
 
 def total(rows: list[Row]) -> Row:
     """The sum of all rows."""
-    sums = {
-        name: sum(getattr(row, name) for row in rows) for name in Row.__annotations__ if name not in ("name", "output")
-    }
+    sums = {name: sum(getattr(row, name) for row in rows) for name in Row.__annotations__ if name not in ("name", "output")}
     return Row("total", rows[-1].output, **sums)
 
 

@@ -41,9 +41,7 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
     """
     channels = source.channels
     if "imagenet" in (data.mean, data.std) and channels != 3:
-        raise UserError(
-            f"data.mean={data.mean!r}, data.std={data.std!r}: images have {channels} channels; use 'channel'"
-        )
+        raise UserError(f"data.mean={data.mean!r}, data.std={data.std!r}: images have {channels} channels; use 'channel'")
     if (data.mean == "pixel" or "channel" in (data.mean, data.std)) and not isinstance(source, ArraySource):
         raise UserError(
             f"data.mean={data.mean!r}, data.std={data.std!r}: statistics of the training set are computed for sets held "

@@ -45,9 +45,7 @@ class TrainBatches:
     `[rows, 3]` where the transform gives one.
     """
 
-    def __init__(
-        self, source: Source, transform: Transform, batch_size: int, rows: Sequence[int], seed: int, steps: int
-    ):
+    def __init__(self, source: Source, transform: Transform, batch_size: int, rows: Sequence[int], seed: int, steps: int):
         """Args: the data, its augmentation, the global batch size, which rows of it to load, the run's seed and length."""
         self._source, self._transform, self._seed = source, transform, seed
         self._batch_size, self._rows, self._steps = batch_size, tuple(rows), steps

@@ -102,15 +102,11 @@ def _class_folders(root: pathlib.Path, split: str) -> list[str]:
         raise UserError(f"data.root={root}: {error.strerror}; give the folder that holds 'train' and 'val'") from error
     if split not in there:
         found = ", ".join(there[:5]) or "no folders"
-        raise UserError(
-            f"data.root={root}: no folder {split!r} in it (found: {found}); expected {split}/<class>/<image>"
-        )
+        raise UserError(f"data.root={root}: no folder {split!r} in it (found: {found}); expected {split}/<class>/<image>")
     with os.scandir(root / split) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if len(classes) < 2:
-        raise UserError(
-            f"{root / split}: {len(classes)} class folders; expected at least two, as {split}/<class>/<image>"
-        )
+        raise UserError(f"{root / split}: {len(classes)} class folders; expected at least two, as {split}/<class>/<image>")
     return classes
 
 

@@ -11,9 +11,7 @@ from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints
 
 
-def evaluate_checkpoint(
-    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None
-) -> tuple[int, Scores]:
+def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None) -> tuple[int, Scores]:
     """Evaluates a checkpoint of a run on its held-out images.
 
     Args:

@@ -1,1 +1,1 @@
-"""The paper's networks: `layers` -> `blocks` -> `resnet` -> `zoo`."""
+"""The paper's networks: `formulation` -> `layers` -> `blocks` -> `resnet`, and `zoo`, which has them as data."""

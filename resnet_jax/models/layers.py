@@ -1,12 +1,14 @@
-"""Convolution, batch normalisation and pooling: the paper's definitions in the formulation that XLA runs fastest."""
+"""Convolution, batch normalisation and pooling, as the paper defines them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from resnet_jax.models.formulation import convolve
 
 Array = jax.Array
 
@@ -19,20 +21,6 @@ def at_least_float32(dtype: Any) -> Any:
 def he_normal(fan: str = "fan_in") -> Callable[..., Array]:
     """He initialisation (the paper's [13]): normal, not truncated, standard deviation sqrt(2 / fan)."""
     return nn.initializers.variance_scaling(2.0, fan, "normal")
-
-
-def _conv_general_dilated(
-    inputs: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **settings: Any
-) -> Array:
-    """`lax.conv_general_dilated`, with a 1x1 convolution written as the matrix product that it is on CPU.
-
-    XLA's CPU backend computes the kernel gradient of a 1x1 convolution several times slower than the same product.
-    """
-    pointwise = kernel.shape[:2] == (1, 1) and all(tuple(side) == (0, 0) for side in padding)
-    if pointwise and jax.default_backend() == "cpu":
-        strided = inputs[:, :: strides[0], :: strides[1]]
-        return lax.dot_general(strided, kernel[0, 0], (((3,), (0,)), ((), ())), precision=settings.get("precision"))
-    return lax.conv_general_dilated(inputs, kernel, strides, padding, **settings)
 
 
 class Conv(nn.Module):
@@ -59,14 +47,7 @@ class Conv(nn.Module):
         """`[batch, height, width, in]` to `[batch, ceil(height / stride), ceil(width / stride), features]`."""
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", he_normal(self.fan), shape, jnp.float32)
-        pad = self.size // 2
-        return _conv_general_dilated(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (self.stride, self.stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
 
 
 def merge_moments(mean: Array, squares: Array, count: int) -> tuple[Array, Array]:

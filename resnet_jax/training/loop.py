@@ -17,6 +17,7 @@ from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
+from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints, Progress
@@ -39,9 +40,7 @@ class StopSignal:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
@@ -259,13 +258,12 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
 
 
 def describe(run: Experiment, train_source: Source, test_source: Source, state: TrainState) -> str:
-    """Two lines on what runs where."""
+    """Three lines on what runs where, and how."""
     config, device = run.config, run.mesh.devices.flat[0]
     millions = count_parameters({"params": state.params}) / 1e6
-    pointwise = "matrix products" if jax.default_backend() == "cpu" else "convolutions"
     return (
         f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
         f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
         f"{run.mesh.size} x {device.device_kind} ({device.platform}), {config.batch_size} images per step, "
-        f"batch norm over {config.batch_norm.group_size or 'all'} of them; 1x1 convolutions as {pointwise}"
+        f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}"
     )

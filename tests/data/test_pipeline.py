@@ -107,7 +107,7 @@ def test_a_broken_image_is_named(workers):
     stream = pipeline.TrainBatches(
         Faulty(base.images, base.labels, base.classes, "x"), augment.CentreCrop(8, None), 4, range(4), 0, 5
     )
-    with pipeline.iterate(stream, 0, data(workers=workers)) as iterator, pytest.raises(Exception) as caught:
+    with pipeline.iterate(stream, 0, data(workers=workers)) as iterator, pytest.raises(Exception, match=r"\.jpg") as caught:
         next(iterator)
     assert isinstance(user_error_in(caught.value), UserError)
     assert ".jpg: not an image file" in str(user_error_in(caught.value))

@@ -185,7 +185,7 @@ class TestFolder:
     def test_a_file_that_vanished(self, folder):
         source = sources.FolderSource(str(folder), "train")
         (folder / "train" / "dog" / "1.JPEG").unlink()
-        with pytest.raises(UserError, match="dog/1.JPEG: cannot be read"):
+        with pytest.raises(UserError, match=r"dog/1\.JPEG: cannot be read"):
             source[4]
 
 

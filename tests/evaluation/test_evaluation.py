@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from resnet_jax import parallel
@@ -21,9 +22,7 @@ class TestBatchScores:
         logits, labels = rng.standard_normal((40, 12)).astype(np.float32), rng.randint(0, 12, 40)
         mask = rng.rand(40) < 0.7
         got = jax.jit(batch_scores)(logits, jnp.asarray(labels, jnp.int32), mask)
-        rank = np.array(
-            [np.flatnonzero(np.argsort(-row) == label)[0] for row, label in zip(logits, labels, strict=True)]
-        )
+        rank = np.array([np.flatnonzero(np.argsort(-row) == label)[0] for row, label in zip(logits, labels, strict=True)])
         wide = logits.astype(np.float64)
         losses = np.log(np.exp(wide).sum(1)) - wide[np.arange(40), labels]
         assert int(got["count"]) == mask.sum()
@@ -52,12 +51,9 @@ def network():
     model = resnet.build(ModelConfig(name="cifar_resnet8"), BatchNormConfig(), 10)
     variables = helpers.random_like(resnet.variable_shapes(model, (8, 8, 1)), np.float32)
 
-    class State:
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        pixels = {"mean": np.full((1, 1, 1), 80, np.float32), "std": np.full((1, 1, 1), 90, np.float32)}
-
+    state = helpers.state_of(variables, optax.identity(), [80], [90], np.float32)
     logits = model.apply(variables, (source.images - np.float32(80)) / 90, train=False)
-    return source, model, State, np.asarray(logits)
+    return source, model, state, np.asarray(logits)
 
 
 class TestEvaluate:
@@ -66,10 +62,8 @@ class TestEvaluate:
         mesh = parallel.make_mesh(devices)
         config = helpers.validated(helpers.digits_config(evaluation__batch_size=batch_size))
 
-        class OnMesh:
-            params, batch_stats, pixels = parallel.put_replicated((state.params, state.batch_stats, state.pixels), mesh)
-
-        return evaluate(compile_eval_step(model, 0, mesh), OnMesh, source, config, mesh, **options)
+        on_mesh = parallel.put_replicated(state, mesh)
+        return evaluate(compile_eval_step(model, 0, mesh), on_mesh, source, config, mesh, **options)
 
     @pytest.mark.parametrize("batch_size", [7, 64, 1024])
     @pytest.mark.parametrize("devices", [1, 2, 8])

@@ -16,15 +16,11 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)
     model = torchvision.models.resnet18(num_classes=inputs.CLASSES).train()
     state = {
-        name: value
-        if name.endswith("num_batches_tracked")
-        else torch.from_numpy(inputs.tensor(name, tuple(value.shape)))
+        name: value if name.endswith("num_batches_tracked") else torch.from_numpy(inputs.tensor(name, tuple(value.shape)))
         for name, value in model.state_dict().items()
     }
     model.load_state_dict(state)
-    optimizer = torch.optim.SGD(
-        model.parameters(), inputs.LEARNING_RATE, inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY
-    )
+    optimizer = torch.optim.SGD(model.parameters(), inputs.LEARNING_RATE, inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [inputs.DROP_AT], inputs.FACTOR)
     losses = []
     for step in range(inputs.STEPS):

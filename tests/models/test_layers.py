@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.models import layers
+from resnet_jax.models import formulation, layers
 from resnet_jax.models.blocks import Shortcut
 from resnet_jax.models.layers import BatchNorm, Conv
 
@@ -29,7 +29,7 @@ def reference_conv(x, kernel, stride):
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("side", [1, 2, 3, 5, 8, 9])
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 def test_convolution_with_either_formulation(x64, monkeypatch, size, stride, side, backend):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
@@ -37,6 +37,24 @@ def test_convolution_with_either_formulation(x64, monkeypatch, size, stride, sid
     conv = Conv(5, size, stride, dtype=jnp.float64)
     got = conv.apply({"params": {"kernel": kernel}}, x)
     np.testing.assert_allclose(got, reference_conv(x, kernel, stride), atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(1, 1, 4), (1, 2, 5), (3, 1, 2), (3, 1, 3), (3, 2, 5), (7, 2, 6)])
+def test_formulations_have_the_same_gradients(x64, monkeypatch, size, stride, side):
+    x, kernel = jnp.asarray(randn(2, side, side, 3)), jnp.asarray(randn(size, size, 3, 5, seed=1))
+
+    results = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+
+        def value(x, kernel):  # a new function each time: JAX remembers the trace of an old one
+            return jnp.sin(formulation.convolve(x, kernel, stride)).sum()
+
+        is_conv = "conv_general_dilated" in str(jax.make_jaxpr(value)(x, kernel))
+        assert is_conv == (backend == "gpu")
+        results.append(jax.grad(value, (0, 1))(x, kernel))
+    for cpu, gpu in zip(*results, strict=True):
+        np.testing.assert_allclose(cpu, gpu, atol=1e-12)
 
 
 class TestMaxPool:

@@ -45,9 +45,7 @@ def test_imagenet_parameters(depth, shortcut):
         model = build(f"resnet{depth}", 1000, shortcut, stride_placement=stride_placement)
         assert count(model, 224) == IMAGENET_PARAMETERS[depth][shortcut]
     final_width = 512 if depth < 50 else 2048
-    assert count(build(f"resnet{depth}", 7, shortcut), 224) == IMAGENET_PARAMETERS[depth][shortcut] - 993 * (
-        final_width + 1
-    )
+    assert count(build(f"resnet{depth}", 7, shortcut), 224) == IMAGENET_PARAMETERS[depth][shortcut] - 993 * (final_width + 1)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_shapes_and_dtypes(name, dtype, strict_dtypes):
 
     def check(image):
         stages = model.apply(variables_, image, train=False, method="features")
-        factor = 4 if "bottleneck" == zoo.architecture(name).block else 1
+        factor = 4 if zoo.architecture(name).block == "bottleneck" else 1
         first, widths = (32, (16, 32, 64)) if cifar else (56, (64, 128, 256, 512))
         for index, width in enumerate(widths):
             side = first // 2**index
@@ -119,11 +117,11 @@ def test_train_is_a_required_keyword():
 
 
 def test_stride_placement_changes_the_function_and_not_the_parameters():
-    x = np.random.RandomState(0).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    x = np.random.RandomState(0).standard_normal((1, 128, 128, 3)).astype(np.float32)
     outputs = []
     for placement in ("1x1", "3x3"):
         model = build("resnet50", 10, stride_placement=placement)
-        shapes = resnet.variable_shapes(model, (64, 64, 3))
+        shapes = resnet.variable_shapes(model, (128, 128, 3))
         jaxpr = str(jax.make_jaxpr(lambda v, model=model: model.apply(v, x, train=False))(shapes))
         outputs.append(jaxpr)
     # Three stages halve the resolution: by a strided slice before the 1x1 product, or by a strided 3x3 convolution.

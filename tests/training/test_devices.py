@@ -98,7 +98,7 @@ def test_step_compiles_once_and_transfers_nothing_implicitly(monkeypatch):
 
 
 def test_transfer_guard_would_notice():
-    step_fn, state, mesh = make(None, np.float32, 1)
+    step_fn, state, _ = make(None, np.float32, 1)
     with pytest.raises(Exception, match="Disallowed host-to-device"), jax.transfer_guard("disallow"):
         step_fn(state, batch())
 
@@ -110,7 +110,7 @@ def test_state_is_donated():
 
 
 def test_own_code_promotes_no_dtypes(strict_dtypes):
-    step_fn, state, mesh = make(2, np.float32, 1)
+    step_fn, state, _ = make(2, np.float32, 1)
     jax.eval_shape(step_fn, state, jax.tree.map(jnp.asarray, batch()))
 
 

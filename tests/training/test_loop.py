@@ -115,9 +115,7 @@ def test_one_device_and_eight_train_alike(tmp_path):
 
 def test_another_config_in_the_workdir_is_refused(tmp_path):
     train(valid(steps=1), tmp_path)
-    with pytest.raises(
-        UserError, match=r"holds a run of another config \(optimizer.learning_rate: 0.1 there, 0.2 here\)"
-    ):
+    with pytest.raises(UserError, match=r"holds a run of another config \(optimizer.learning_rate: 0.1 there, 0.2 here\)"):
         train(valid(steps=1, optimizer__learning_rate=0.2), tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="a checkpoint of another network: batch_stats/stage1/block2"):

@@ -52,6 +52,4 @@ def test_twenty_steps_equal_torchvision_in_float64(x64):
         name = names[path]
         got = inputs.projection(name, to_torch_layout(value))
         # A projection is a sum of terms of either sign: its error is measured against the norm.
-        np.testing.assert_allclose(
-            got, golden["final"][name], rtol=0, atol=1e-8 * golden["final"][name][1], err_msg=name
-        )
+        np.testing.assert_allclose(got, golden["final"][name], rtol=0, atol=1e-8 * golden["final"][name][1], err_msg=name)
