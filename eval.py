@@ -1,4 +1,5 @@
-"""Evaluates a checkpoint of a run: python eval.py --workdir=runs/digits [--step=N | --best]
+"""Evaluates a checkpoint of a run:  python eval.py --workdir=runs/digits [--step=N | --best]
+or published weights:            python eval.py --config=FILE --config.init=torchvision:resnet50.pth
 
 The config stored in the workdir is used; its fields are flags here too: --config.data.root=PATH.
 """
@@ -7,6 +8,7 @@ from absl import flags
 
 from resnet_jax import flags as command_line
 from resnet_jax.config import TrainConfig
+from resnet_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; default: the latest.", lower_bound=0)
@@ -14,11 +16,17 @@ BEST = flags.DEFINE_bool("best", False, "Evaluate the kept checkpoint with the b
 
 
 def main(config: TrainConfig) -> None:
-    from resnet_jax.evaluation.run import evaluate_checkpoint  # after the flags that JAX reads when it starts are set
+    from resnet_jax.evaluation import run  # after the flags that JAX reads when it starts are set
 
-    step, scores = evaluate_checkpoint(config, WORKDIR.value, -1 if BEST.value else STEP.value)
-    print(f"{WORKDIR.value}, step {step}: {scores}; {scores.count} images scored")
+    if WORKDIR.value:
+        step, scores = run.evaluate_checkpoint(config, WORKDIR.value, -1 if BEST.value else STEP.value)
+        what = f"{WORKDIR.value}, step {step}"
+    elif config.init:
+        scores, what = run.evaluate_init(config), config.init
+    else:
+        raise UserError("nothing to evaluate: give --workdir=FOLDER of a run, or --config.init=FORMAT:PATH")
+    print(f"{what}: {scores}; {scores.count} images scored")
 
 
 if __name__ == "__main__":
-    command_line.run(main, command_line.config_from_workdir)
+    command_line.run(main, command_line.config_from_workdir_or_file)

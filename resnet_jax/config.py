@@ -57,6 +57,8 @@ class ModelConfig(Section):
     max_pool: str = "caffe"
     """Padding of the stem's 3x3/2 max pooling: 'caffe' (right and bottom only, as the authors' release) or 'torch'
     (one pixel on every side)."""
+    zero_channels: str = "end"
+    """Where shortcut A puts its zero channels: 'end', or 'both' (half before, half after: akamaster's CIFAR weights)."""
     init_fan: str = "fan_in"
     """He initialisation, normal with standard deviation sqrt(2 / fan): 'fan_in' or 'fan_out'."""
     zero_init_last: bool = False
@@ -76,6 +78,8 @@ class BatchNormConfig(Section):
     """Share of the old running statistics kept at each step."""
     epsilon: float = 1e-5
     """Added to the variance."""
+    frozen: bool = False
+    """Train with constant statistics, scales and biases, as the paper's detectors do (appendix A)."""
 
 
 @dataclasses.dataclass
@@ -184,6 +188,11 @@ class TrainConfig(Section):
     """Updates in all."""
     batch_size: int = 256
     """Images per update, over all devices and hosts."""
+    init: str | None = None
+    """Start from published weights, FORMAT:PATH (`resnet_jax.weights.presets`), such as torchvision:resnet50.pth. A
+    checkpoint in the workdir goes first."""
+    init_head: bool = True
+    """Take the last layer of `init` too; False starts it afresh, for other classes."""
     seed: int = 0
     """Of the initial weights, the order of the data and its augmentation."""
     devices: int | None = None
@@ -206,6 +215,7 @@ CHOICES = {
     "model.shortcut": ("A", "B", "C"),
     "model.stride_placement": ("1x1", "3x3"),
     "model.max_pool": ("caffe", "torch"),
+    "model.zero_channels": ("end", "both"),
     "model.init_fan": ("fan_in", "fan_out"),
     "model.dtype": ("float32", "bfloat16"),
     "data.source": ("digits", "cifar10", "folder", "synthetic"),
@@ -251,6 +261,7 @@ MINIMUM = {
 MAY_CHANGE = (
     "steps",
     "devices",
+    "init",
     "data.root",
     "data.workers",
     "data.threads",
@@ -356,6 +367,10 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
         raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers")
     if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
+    if config.init is not None:
+        from resnet_jax.weights import presets
+
+        presets.check_config(config)
     config.freeze()
     return config
 

@@ -81,6 +81,11 @@ def config_from_workdir(argv: list[str]) -> flags.FlagHolder:
     return config_flags.DEFINE_config_dataclass("config", config)
 
 
+def config_from_workdir_or_file(argv: list[str]) -> flags.FlagHolder:
+    """`--config=FILE` if given, else the config stored in `--workdir`."""
+    return config_from_file(argv) if _value_of(argv, "config") else config_from_workdir(argv)
+
+
 def config_file_name() -> str:
     """The name of the config file without its suffix, after parsing."""
     return pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem

@@ -26,6 +26,11 @@ def statistics_shapes(data: DataConfig, channels: int) -> dict[str, jax.ShapeDty
     }
 
 
+def needs_training_set(data: DataConfig) -> bool:
+    """Whether `statistics` looks at the training set."""
+    return data.mean in ("pixel", "channel") or data.std == "channel"
+
+
 def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
     """The mean and standard deviation that a config asks for, from the training set where it asks for that.
 
@@ -42,7 +47,7 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
     channels = source.channels
     if "imagenet" in (data.mean, data.std) and channels != 3:
         raise UserError(f"data.mean={data.mean!r}, data.std={data.std!r}: images have {channels} channels; use 'channel'")
-    if (data.mean == "pixel" or "channel" in (data.mean, data.std)) and not isinstance(source, ArraySource):
+    if needs_training_set(data) and not isinstance(source, ArraySource):
         raise UserError(
             f"data.mean={data.mean!r}, data.std={data.std!r}: statistics of the training set are computed for sets held "
             "in memory (digits, cifar10); use 'imagenet' or 'none' here"

@@ -1,18 +1,25 @@
-"""Scoring a checkpoint with the config that is stored beside it."""
+"""Scoring a checkpoint with the config that is stored beside it, or published weights with a config of their own."""
 
 import pathlib
 import sys
 
+from resnet_jax import parallel
 from resnet_jax.config import TrainConfig
+from resnet_jax.data.normalize import needs_training_set
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.loop import first_state
+from resnet_jax.training.state import TrainState
 
 
-def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None) -> tuple[int, Scores]:
-    """Evaluates a checkpoint of a run on its held-out images.
+def restore_checkpoint(
+    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None
+) -> tuple[int, Experiment, TrainState]:
+    """Reads a checkpoint of a run; its data need not be there.
 
     Args:
       config: the run's, validated.
@@ -20,18 +27,51 @@ def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: 
       step: of the checkpoint; None: the latest, -1: the best.
 
     Returns:
-      The step and the scores.
+      The step, the experiment and the state, replicated over its mesh.
 
     Raises:
-      UserError: no such checkpoint, or no such data.
+      UserError: no such checkpoint, or one of another network.
     """
     with Checkpoints(pathlib.Path(workdir), config.checkpoint) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"{checkpoints.folder}: no checkpoint in it; train first")
         step = {None: steps[-1], -1: checkpoints.best_step()}.get(step, step)
-        source = experiment_lib.open_data(config, "val")
-        run = experiment_lib.build(config, source)
+        if step not in steps:
+            raise UserError(f"{checkpoints.folder}: no checkpoint of step {step}; there are {steps}")
+        run = experiment_lib.build(config, config.model.num_classes, checkpoints.channels(step))
         state, _ = checkpoints.restore(step, run.abstract_state())
-    eval_step = compile_eval_step(run.model, config.data.pad, run.mesh)
-    return step, evaluate(eval_step, state, source, run.config, run.mesh, progress=sys.stderr.isatty())
+    return step, run, state
+
+
+def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None) -> tuple[int, Scores]:
+    """Evaluates a checkpoint of a run on its held-out images.
+
+    Args:
+      config, workdir, step: as in `restore_checkpoint`.
+
+    Returns:
+      The step and the scores.
+
+    Raises:
+      UserError: no such checkpoint, or no such data.
+    """
+    step, run, state = restore_checkpoint(config, workdir, step)
+    return step, _score(run, state)
+
+
+def evaluate_init(config: TrainConfig) -> Scores:
+    """Evaluates the weights named by `config.init`, as they are, on the held-out images.
+
+    Raises:
+      UserError: no such weights, or no such data.
+    """
+    source = experiment_lib.open_data(config, "train" if needs_training_set(config.data) else "val")
+    run = experiment_lib.build(config, len(source.classes), source.channels)
+    return _score(run, parallel.put_replicated(first_state(run, source), run.mesh))
+
+
+def _score(run: Experiment, state: TrainState) -> Scores:
+    source = experiment_lib.open_data(run.config, "val")
+    eval_step = compile_eval_step(run.model, run.config.data.pad, run.mesh)
+    return evaluate(eval_step, state, source, run.config, run.mesh, progress=sys.stderr.isatty())

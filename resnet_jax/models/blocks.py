@@ -19,12 +19,14 @@ class Shortcut(nn.Module):
         change, identity elsewhere) or 'C' (always a projection).
       features: output channels.
       stride: of the block.
+      zero_channels: where A's zeros go, 'end' or 'both'.
       conv, norm: the block's layer constructors.
     """
 
     option: str
     features: int
     stride: int
+    zero_channels: str
     conv: Any
     norm: Any
 
@@ -37,7 +39,9 @@ class Shortcut(nn.Module):
         if same:
             return x
         x = x[:, :: self.stride, :: self.stride]
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+        zeros = self.features - x.shape[-1]
+        before = zeros // 2 if self.zero_channels == "both" else 0
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, zeros - before)))
 
 
 class Block(nn.Module):
@@ -48,6 +52,7 @@ class Block(nn.Module):
       width: filters of the 3x3 convolutions.
       stride: 2 in the first block of a stage that halves the resolution.
       shortcut: 'A', 'B', 'C', or None for a plain network.
+      zero_channels: where shortcut A's zeros go.
       stride_placement: the bottleneck convolution that has the stride, '1x1' or '3x3'.
       zero_init_last: start the last batch-norm scale at zero.
       conv, norm: constructors, with everything but their place in the network filled in.
@@ -57,6 +62,7 @@ class Block(nn.Module):
     width: int
     stride: int
     shortcut: str | None
+    zero_channels: str
     stride_placement: str
     zero_init_last: bool
     conv: Any
@@ -79,7 +85,7 @@ class Block(nn.Module):
                 y = nn.relu(y)
         if self.shortcut is not None:
             shortcut = functools.partial(Shortcut, conv=self.conv, norm=self.norm, name="shortcut")
-            y = y + shortcut(self.shortcut, layers[-1][0], self.stride)(x, train=train)
+            y = y + shortcut(self.shortcut, layers[-1][0], self.stride, self.zero_channels)(x, train=train)
         return nn.relu(y)
 
 

@@ -77,6 +77,7 @@ class BatchNorm(nn.Module):
       group_size: images normalised together; must divide the batch.
       momentum: share of the old running statistics that is kept.
       epsilon: added to the variance.
+      frozen: in training too, use the running statistics and hold scale and bias constant (the paper's appendix A).
       zero_scale: start the scale at zero instead of one.
       dtype: of the output.
     """
@@ -84,6 +85,7 @@ class BatchNorm(nn.Module):
     group_size: int | None = None
     momentum: float = 0.9
     epsilon: float = 1e-5
+    frozen: bool = False
     zero_scale: bool = False
     dtype: Any = jnp.float32
 
@@ -100,7 +102,9 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        if train:
+        if self.frozen:
+            scale, bias = lax.stop_gradient((scale, bias))
+        elif train:
             return self._normalise_by_batch(x, scale, bias, running_mean, running_var)
         multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
         offset = bias - running_mean.value * multiplier

@@ -57,8 +57,8 @@ class ResNet(nn.Module):
     Attributes:
       architecture: what to build (`zoo.architecture`).
       num_classes: outputs.
-      shortcut, stride_placement, max_pool, init_fan, zero_init_last, dtype: as in `ModelConfig`.
-      bn_group_size, bn_momentum, bn_epsilon: as in `BatchNormConfig`.
+      shortcut, stride_placement, max_pool, zero_channels, init_fan, zero_init_last, dtype: as in `ModelConfig`.
+      bn_group_size, bn_momentum, bn_epsilon, bn_frozen: as in `BatchNormConfig`.
     """
 
     architecture: zoo.Architecture
@@ -66,12 +66,14 @@ class ResNet(nn.Module):
     shortcut: str | None
     stride_placement: str = "1x1"
     max_pool: str = "caffe"
+    zero_channels: str = "end"
     init_fan: str = "fan_in"
     zero_init_last: bool = False
     dtype: Any = jnp.float32
     bn_group_size: int | None = None
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    bn_frozen: bool = False
 
     def setup(self) -> None:
         arch = self.architecture
@@ -81,6 +83,7 @@ class ResNet(nn.Module):
             group_size=self.bn_group_size,
             momentum=self.bn_momentum,
             epsilon=self.bn_epsilon,
+            frozen=self.bn_frozen,
             dtype=self.dtype,
         )
         self.stem = Stem(arch.stem, arch.stage_widths[0], self.max_pool, conv, norm)
@@ -90,6 +93,7 @@ class ResNet(nn.Module):
                 kind=arch.block,
                 width=width,
                 shortcut=self.shortcut,
+                zero_channels=self.zero_channels,
                 stride_placement=self.stride_placement,
                 zero_init_last=self.zero_init_last,
                 conv=conv,
@@ -125,12 +129,14 @@ def build(model: ModelConfig, batch_norm: BatchNormConfig, num_classes: int) -> 
         shortcut=arch.shortcut if model.shortcut is None else model.shortcut,
         stride_placement=model.stride_placement,
         max_pool=model.max_pool,
+        zero_channels=model.zero_channels,
         init_fan=model.init_fan,
         zero_init_last=model.zero_init_last,
         dtype=jnp.dtype(model.dtype),
         bn_group_size=batch_norm.group_size,
         bn_momentum=batch_norm.momentum,
         bn_epsilon=batch_norm.epsilon,
+        bn_frozen=batch_norm.frozen,
     )
 
 

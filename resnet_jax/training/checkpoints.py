@@ -68,6 +68,10 @@ class Checkpoints:
         """The kept step with the highest top-1 accuracy, or None."""
         return self._manager.best_step()
 
+    def channels(self, step: int) -> int:
+        """The number of image channels of the run."""
+        return self._manager.item_metadata(step)["state"].tree["pixels"]["std"].shape[-1]
+
     def save(self, step: int, state: TrainState, progress: Progress, scores: dict[str, float] | None) -> None:
         """Starts saving; returns when the state is copied and may be donated.
 

@@ -65,18 +65,18 @@ def open_data(config: TrainConfig, split: str) -> Source:
     return source
 
 
-def build(config: TrainConfig, source: Source) -> Experiment:
-    """Builds the experiment of a validated config for the classes and channels of `source`."""
+def build(config: TrainConfig, num_classes: int, channels: int) -> Experiment:
+    """Builds the experiment of a validated config for data with so many classes and channels."""
     mesh = parallel.make_mesh(config.devices)
-    config = config_lib.resolved(config, len(source.classes))
+    config = config_lib.resolved(config, num_classes)
     schedule = step_schedule(config.schedule, config.optimizer.learning_rate)
     return Experiment(
         config=config,
         mesh=mesh,
-        model=resnet.build(config.model, config.batch_norm, len(source.classes)),
+        model=resnet.build(config.model, config.batch_norm, num_classes),
         optimizer=make_optimizer(config.optimizer, schedule),
         schedule=schedule,
-        channels=source.channels,
+        channels=channels,
     )
 
 

@@ -1,4 +1,7 @@
-"""The training loop. It starts from the last checkpoint in the workdir, else fresh; stopped anywhere, it goes on there."""
+"""The training loop. It starts from the last checkpoint in the workdir, else from `init`, else fresh.
+
+Stopped anywhere, it goes on there.
+"""
 
 import math
 import pathlib
@@ -18,13 +21,14 @@ from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
-from resnet_jax.models.resnet import count_parameters
+from resnet_jax.models.resnet import count_parameters, variable_shapes
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
 from resnet_jax.training.state import TrainState, fresh_state
 from resnet_jax.training.step import Metrics, compile_train_step
+from resnet_jax.weights import formats
 
 
 class StopSignal:
@@ -53,8 +57,19 @@ class StopSignal:
         return self.name is not None
 
 
+def first_state(run: Experiment, source: Source) -> TrainState:
+    """The state before the first step, on the host: the weights named by `init`, else fresh ones."""
+    config = run.config
+    pixels = normalize.statistics(config.data, source)
+    state = fresh_state(run.model, run.optimizer, run.image_shape, pixels, config.seed)
+    if config.init is None:
+        return state
+    loaded = formats.load(config.init, variable_shapes(run.model, run.image_shape), config.init_head)
+    return state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"])
+
+
 def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple:
-    """The state to start from, and the progress: the last checkpoint in the workdir, else fresh.
+    """The state to start from, and the progress: the last checkpoint in the workdir, else `first_state`.
 
     Raises:
       UserError: the workdir holds a run of another config.
@@ -68,9 +83,7 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
             )
         state, progress = checkpoints.restore(steps[-1], run.abstract_state())
     else:
-        pixels = normalize.statistics(run.config.data, source)
-        state = fresh_state(run.model, run.optimizer, run.image_shape, pixels, run.config.seed)
-        state, progress = parallel.put_replicated(state, run.mesh), Progress()
+        state, progress = parallel.put_replicated(first_state(run, source), run.mesh), Progress()
     temporary = stored.with_suffix(".tmp")
     temporary.write_text(config_lib.to_json(run.config))
     temporary.replace(stored)
@@ -236,7 +249,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     experiment_lib.check_workdir(workdir)
     train_source = experiment_lib.open_data(config, "train")
     test_source = experiment_lib.open_data(config, "val")
-    run = experiment_lib.build(config, train_source)
+    run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
     config = run.config
     config_lib.check_devices(config, run.mesh.size)
     with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:

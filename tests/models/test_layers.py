@@ -129,6 +129,20 @@ class TestBatchNorm:
         want = 0.9 + 0.1 * np.asarray(x, np.float64).reshape(-1, 2).var(0, ddof=1)
         np.testing.assert_allclose(updated["batch_stats"]["var"], want, rtol=1e-5)
 
+    def test_frozen_is_an_affine_map_with_no_gradient_of_its_own(self, x64):
+        x, scale, bias, mean = randn(4, 3, 3, 2), randn(2, seed=1), randn(2, seed=2), randn(2, seed=3)
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": np.array([2.0, 3.0])}}
+        norm = BatchNorm(frozen=True, dtype=jnp.float64)
+
+        def value(params, x):
+            y, updated = norm.apply(variables | {"params": params}, x, train=True, mutable=["batch_stats"])
+            return (y**2).sum(), (y, updated)
+
+        (gradient, dx), (y, _) = jax.grad(value, (0, 1), has_aux=True)(variables["params"], jnp.asarray(x))
+        np.testing.assert_allclose(y, (x - mean) / np.sqrt(np.array([2.0, 3.0]) + 1e-5) * scale + bias, atol=1e-12)
+        assert not any(leaf.any() for leaf in jax.tree.leaves(gradient))
+        assert np.abs(dx).min() > 0
+
     def test_a_group_that_does_not_divide_the_batch_is_refused(self):
         x = jnp.zeros((6, 2, 2, 1))
         variables = BatchNorm().init(jax.random.key(0), x, train=False)
@@ -137,8 +151,8 @@ class TestBatchNorm:
 
 
 class TestShortcut:
-    def run(self, option, features, stride, x):
-        shortcut = Shortcut(option, features, stride, Conv, BatchNorm)
+    def run(self, option, features, stride, x, zero_channels="end"):
+        shortcut = Shortcut(option, features, stride, zero_channels, Conv, BatchNorm)
         variables = shortcut.init(jax.random.key(0), x, train=False)
         return shortcut.apply(variables, x, train=False), variables
 
@@ -150,6 +164,13 @@ class TestShortcut:
         np.testing.assert_array_equal(y[..., :4], x[:, ::2, ::2])
         assert y.shape == (2, (side + 1) // 2, (side + 1) // 2, 6)
         assert not y[..., 4:].any()
+
+    def test_a_with_zeros_on_both_sides(self):
+        x = jnp.asarray(randn(2, 8, 8, 4), jnp.float32)
+        y, _ = self.run("A", 8, 2, x, zero_channels="both")
+        np.testing.assert_array_equal(y[..., 2:6], x[:, ::2, ::2])
+        assert not y[..., :2].any()
+        assert not y[..., 6:].any()
 
     @pytest.mark.parametrize("option", ["A", "B"])
     def test_identity_where_nothing_changes(self, option):

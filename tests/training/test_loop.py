@@ -100,7 +100,7 @@ def test_more_steps_continue_a_finished_run(tmp_path):
     states = []
     for name in "ab":
         config = config_lib.validate(config_lib.load(tmp_path / name / "config.json"))
-        run = loop.experiment_lib.build(config, loop.experiment_lib.open_data(config, "val"))
+        run = loop.experiment_lib.build(config, 10, 1)
         with Checkpoints(tmp_path / name, config.checkpoint) as checkpoints:
             states.append(checkpoints.restore(4, run.abstract_state())[0])
     helpers.assert_same_bits(*states)
@@ -127,7 +127,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
     config = valid(steps=30, optimizer__learning_rate=1e30, evaluation__every=0)
     with pytest.raises(UserError, match=r"step \d+: the (loss|gradient_norm) is (nan|inf); the last good checkpoint"):
         train(config, tmp_path)
-    run = loop.experiment_lib.build(config, loop.experiment_lib.open_data(config, "val"))
+    run = loop.experiment_lib.build(config, 10, 1)
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
         for step in checkpoints.steps():
             state, _ = checkpoints.restore(step, run.abstract_state())
