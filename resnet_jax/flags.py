@@ -42,7 +42,7 @@ def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = 
         return rest
 
     def start(_: list[str]) -> None:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint that has no scores
         with one_line_errors():
             _set_backend(parsed[0])
             main(parsed[0])
