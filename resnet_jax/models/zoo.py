@@ -57,7 +57,8 @@ def names() -> list[str]:
 
 
 def architecture(name: str) -> Architecture:
-    """The architecture called `name`: one of `names()`, or `cifar_resnetD` / `cifar_plainD` for any D = 6n+2.
+    """The architecture called `name`: one of `names()`, or `cifar_resnetD` / `cifar_plainD` for any D = 6n+2 from
+    8 to 1202.
 
     Raises:
       UserError: no such network.
@@ -70,7 +71,7 @@ def architecture(name: str) -> Architecture:
     ):
         depth = name.removeprefix(prefix)
         if name.startswith(prefix) and depth.isdecimal():
-            known = name in names() or (build is _cifar and int(depth) >= 8 and int(depth) % 6 == 2)
+            known = name in names() or (build is _cifar and 8 <= int(depth) <= 1202 and int(depth) % 6 == 2)
             if known:
                 return build(int(depth), shortcut)
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
