@@ -256,6 +256,18 @@ MINIMUM = {
     "logging.every": 1,
 }
 
+MAXIMUM = {
+    "steps": 2**31 - 1,
+    "seed": 2**32 - 1,
+    "batch_norm.momentum": 1,
+    "optimizer.learning_rate": 1e6,
+    "optimizer.momentum": 1,
+    "optimizer.weight_decay": 1e6,
+    "schedule.factor": 1e3,
+    "schedule.warmup_steps": 2**31 - 1,
+    "schedule.warmup_learning_rate": 1e6,
+}
+
 # Fields in which a continued run may differ from the stored one: they change where data is, how fast it comes, what is
 # kept and shown and when the run ends, never the numbers of a step.
 MAY_CHANGE = (
@@ -307,6 +319,8 @@ def _type_error(path: str, value: Any, hint: Any) -> str | None:
                 return None
         elif type(value) is option:
             return None
+    if type(value) is float and not math.isfinite(value):
+        return f"{path}={value!r}: must be a finite number"
     name = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
     return f"{path}={value!r}: expected {name}, got {type(value).__name__}"
 
@@ -328,6 +342,8 @@ def _check_fields(config: Section, prefix: str = "") -> None:
             raise UserError(f"{path}={value!r} is not known; {hint}")
         if path in MINIMUM and value < MINIMUM[path]:
             raise UserError(f"{path}={value!r}: must be at least {MINIMUM[path]}")
+        if path in MAXIMUM and value > MAXIMUM[path]:
+            raise UserError(f"{path}={value!r}: must be at most {MAXIMUM[path]}")
 
 
 def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
@@ -343,7 +359,10 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
     from resnet_jax.models import zoo  # here, so that reading a config does not import JAX before its flags are set
 
     _check_fields(config)
-    zoo.architecture(config.model.name)
+    if zoo.architecture(config.model.name).shortcut is None and config.model.shortcut is not None:
+        raise UserError(
+            f"model.shortcut={config.model.shortcut!r}: {config.model.name} is a plain network, without shortcuts"
+        )
     data, groups = config.data, config.batch_norm.group_size
     if needs_data and data.source in ("cifar10", "folder") and not data.root:
         raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")
@@ -363,8 +382,8 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
             "choose a divisor of the batch size, or None to normalise over the whole batch"
         )
     bounds = config.schedule.boundaries
-    if list(bounds) != sorted(set(bounds)) or any(b < 0 for b in bounds):
-        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers")
+    if list(bounds) != sorted(set(bounds)) or any(not 0 <= b < 2**31 for b in bounds) or len(bounds) > 32:
+        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers, at most 32 of them")
     if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
     if config.init is not None:
@@ -403,6 +422,8 @@ def to_json(config: TrainConfig) -> str:
 def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
     hints = typing.get_type_hints(cls)
     section = cls()
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: expected fields, found {values!r}")
     for name, value in values.items():
         if name not in hints:
             raise UserError(unknown_field(where, name, list(hints)) + " (written by another version of resnet_jax?)")

@@ -16,6 +16,7 @@ class Stopped(Exception):
 # Exit codes of train.py. 75 is EX_TEMPFAIL of sysexits.h: "try again later", which is what to do after a stop.
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130  # Ctrl-C before the first step or after the last, or a second one: as shells say it
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
@@ -37,6 +38,9 @@ def one_line_errors() -> Iterator[None]:
     except Stopped as stop:
         print(stop, file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)
     except Exception as error:
         found = user_error_in(error)
         if found is None:

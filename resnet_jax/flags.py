@@ -31,6 +31,7 @@ def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = 
         if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
             return flags.FLAGS([argument for argument in argv if not argument.startswith("--config")])
         with one_line_errors():
+            _check_repeats(argv)
             holder = define(argv)
             try:
                 rest = flags.FLAGS(argv)
@@ -117,6 +118,14 @@ def _load_config_file(path: pathlib.Path) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise UserError(f"{path}: get_config() must return a TrainConfig, it returned {type(config).__name__}")
     return config
+
+
+def _check_repeats(argv: list[str]) -> None:
+    """Refuses a flag given twice: for some the first would count, for some the last, for tuples both."""
+    names = [match[1] for argument in argv[1:] if (match := re.match(r"--?([^=]+)", argument))]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"--{name} is given {names.count(name)} times; give it once")
 
 
 def _check_overrides(argv: list[str], config: TrainConfig) -> None:

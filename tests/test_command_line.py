@@ -37,6 +37,7 @@ def call(script, *arguments):
         ([DIGITS, "--config.optimizer=3"], "optimizer is a group of fields: name, learning_rate"),
         ([DIGITS, "--config.model.name=resnet51"], "model.name='resnet51' is not known; did you mean 'resnet50'?"),
         ([DIGITS, "--workdr=x"], "Unknown command line flag 'workdr'. Did you mean: workdir"),
+        ([DIGITS, "--config.steps=3", "--config.steps=4"], "--config.steps is given 2 times; give it once"),
         ([DIGITS, "extra"], "'extra': not a flag; write --name=value"),
         (["--config=configs/resnet50.py"], "data.source='folder' needs a folder: add --config.data.root=PATH"),
     ],

@@ -88,7 +88,12 @@ def test_every_field_is_documented():
         ("steps", 0, "steps=0: must be at least 1"),
         ("batch_size", True, "batch_size=True: expected int, got bool"),
         ("optimizer__learning_rate", "fast", "optimizer.learning_rate='fast': expected float, got str"),
-        ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan"),
+        ("optimizer__learning_rate", float("nan"), "optimizer.learning_rate=nan: must be a finite number"),
+        ("optimizer__learning_rate", 1e39, "optimizer.learning_rate=1e+39: must be at most 1000000.0"),
+        ("optimizer__momentum", 5.0, "optimizer.momentum=5.0: must be at most 1"),
+        ("seed", 2**64, "must be at most 4294967295"),
+        ("schedule__boundaries", (2**40,), "must be increasing step numbers"),
+        ("model__name", "cifar_resnet9999999998", "is not known"),
         ("optimizer__nesterov", True, "optimizer.nesterov=True needs optimizer.name='sgd'"),
         ("schedule__boundaries", (5, 3), "schedule.boundaries=(5, 3): must be increasing"),
         ("schedule__boundaries", (5, 0.5), "schedule.boundaries=(5, 0.5): expected tuple"),
@@ -108,6 +113,11 @@ def test_wrong_values(field, value, message):
         config_lib.validate(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_plain_networks_take_no_shortcut():
+    with pytest.raises(UserError, match=r"model\.shortcut='B': cifar_plain20 is a plain network"):
+        config_lib.validate(helpers.digits_config(model__name="cifar_plain20", model__shortcut="B"))
 
 
 def test_scale_crop_must_fit():
@@ -142,6 +152,10 @@ def test_stored_and_read_back(tmp_path):
     path.write_text(config_lib.to_json(config).replace('"steps"', '"stepz"'))
     with pytest.raises(UserError, match="has no field 'stepz'; did you mean 'steps'"):
         config_lib.load(path)
+    for text in ("[]", '{"model": 3}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="expected fields, found"):
+            config_lib.load(path)
     path.write_text("{")
     with pytest.raises(UserError, match="cannot be read as a stored config"):
         config_lib.load(path)
@@ -159,7 +173,7 @@ def test_differences_that_forbid_to_continue():
 def test_rules_name_real_fields():
     names = config_lib.flatten(TrainConfig())
     assert set(config_lib.CHOICES) <= set(names)
-    assert set(config_lib.MINIMUM) <= set(names)
+    assert set(config_lib.MINIMUM) | set(config_lib.MAXIMUM) <= set(names)
     assert all(any(name.startswith(prefix) for name in names) for prefix in config_lib.MAY_CHANGE)
 
 

@@ -10,7 +10,7 @@ from resnet_jax.errors import UserError
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decodes an image file to RGB; greyscale, palette, CMYK and transparent images are converted.
+    """Decodes an image file to RGB; greyscale, 16-bit, palette, CMYK and transparent images are converted.
 
     EXIF rotation is ignored, as everywhere in the field.
 
@@ -32,6 +32,11 @@ def decode(data: bytes, name: str) -> np.ndarray:
                 raise UserError(_broken(name, error)) from error
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which Pillow's own conversion clips
+                grey = np.round(np.asarray(image).clip(0, 65535) / 257).astype(np.uint8)
+                return np.repeat(grey[..., None], 3, -1)
+            if image.mode == "F":
+                raise UserError(f"{name}: floating-point pixels, whose range is unknown; convert it to 8 or 16 bits")
             return np.asarray(image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise UserError(f"{name}: not an image file; remove it or replace it") from error

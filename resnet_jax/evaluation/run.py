@@ -32,10 +32,12 @@ def restore_checkpoint(
     Raises:
       UserError: no such checkpoint, or one of another network.
     """
-    with Checkpoints(pathlib.Path(workdir), config.checkpoint) as checkpoints:
+    with Checkpoints(pathlib.Path(workdir), config.checkpoint, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"{checkpoints.folder}: no checkpoint in it; train first")
+        if step == -1 and checkpoints.best_step() is None:
+            raise UserError(f"{checkpoints.folder}: none of {steps} was evaluated when it was saved, so none is the best")
         step = {None: steps[-1], -1: checkpoints.best_step()}.get(step, step)
         if step not in steps:
             raise UserError(f"{checkpoints.folder}: no checkpoint of step {step}; there are {steps}")

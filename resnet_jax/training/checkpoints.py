@@ -1,7 +1,9 @@
 """Checkpoints with Orbax: written in the background, whole or not at all; the last ones and the best ones are kept."""
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -19,14 +21,10 @@ class Progress:
 
     Attributes:
       window: sums over the steps since the last row of training metrics.
-      evaluated: whether the evaluation due at this step, if any, is done.
-      scores: of the last evaluation.
       seconds: spent training so far, all runs together.
     """
 
     window: dict[str, float] = dataclasses.field(default_factory=dict)
-    evaluated: bool = False
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
 
@@ -37,7 +35,17 @@ def _top1(metrics: dict[str, float]) -> float:
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, one folder per step; a context manager, which waits for the last one."""
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig):
+    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, read_only: bool = False):
+        """Opens the folder, and makes it unless `read_only`.
+
+        Args:
+          workdir: of the run.
+          config: what to keep.
+          read_only: only `steps`, `best_step` and `restore`; safe beside a run that is saving.
+
+        Raises:
+          UserError: it cannot be opened.
+        """
         policies = ocp.checkpoint_managers
         keep = [policies.LatestN(config.keep_last)]
         if config.keep_best:
@@ -48,10 +56,15 @@ class Checkpoints:
             best_mode="max",
             preservation_policy=policies.AnyPreservationPolicy(keep),
             save_decision_policy=policies.FixedIntervalPolicy(1),  # the loop decides
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self.folder = workdir.resolve() / "checkpoints"
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: is a file; checkpoints need a folder there")
+        if read_only and not self.folder.is_dir():
+            raise UserError(f"{self.folder}: no checkpoints; train first")
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def __enter__(self) -> "Checkpoints":
@@ -69,8 +82,13 @@ class Checkpoints:
         return self._manager.best_step()
 
     def channels(self, step: int) -> int:
-        """The number of image channels of the run."""
-        return self._manager.item_metadata(step)["state"].tree["pixels"]["std"].shape[-1]
+        """The number of image channels of the run.
+
+        Raises:
+          UserError: the checkpoint is damaged.
+        """
+        with self._named_damage(step):
+            return self._manager.item_metadata(step)["state"].tree["pixels"]["std"].shape[-1]
 
     def save(self, step: int, state: TrainState, progress: Progress, scores: dict[str, float] | None) -> None:
         """Starts saving; returns when the state is copied and may be donated.
@@ -98,14 +116,29 @@ class Checkpoints:
           abstract: shapes, dtypes and shardings to restore into (`abstract_state`); any number of devices.
 
         Raises:
-          UserError: no such step, or the checkpoint is of another network.
+          UserError: no such step, a damaged checkpoint, or one of another network.
         """
         if step not in self.steps():
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are {self.steps() or 'none'}")
-        self._check_structure(step, abstract)
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return restored["state"], Progress(**restored["progress"])
+        with self._named_damage(step):
+            self._check_structure(step, abstract)
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+            restored = self._manager.restore(step, args=items)
+            return restored["state"], Progress(**restored["progress"])
+
+    @contextlib.contextmanager
+    def _named_damage(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # Orbax meets damage with whatever its layers raise
+            older = [other for other in self.steps() if other < step]
+            advice = f"remove that folder to go on from step {older[-1]}" if older else "remove that folder to start afresh"
+            reason = " ".join(str(error).split())[:120]
+            raise UserError(
+                f"{self.folder}/{step}: damaged checkpoint ({type(error).__name__}: {reason}); {advice}"
+            ) from error
 
     def _check_structure(self, step: int, abstract: TrainState) -> None:
         """Orbax's own message for another network is a page long, and another dtype it casts without a word."""

@@ -1,7 +1,10 @@
 """What a config builds: data, network, optimizer, on a mesh. Training and evaluation start from the same."""
 
+import contextlib
 import dataclasses
+import fcntl
 import pathlib
+from collections.abc import Iterator
 
 import optax
 from jax.sharding import Mesh
@@ -80,16 +83,23 @@ def build(config: TrainConfig, num_classes: int, channels: int) -> Experiment:
     )
 
 
-def check_workdir(workdir: pathlib.Path) -> None:
-    """Makes the folder of a run, and fails now rather than after hours if it cannot be written.
+@contextlib.contextmanager
+def own_workdir(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder of a run and holds it: two runs in one folder would ruin each other's files.
 
     Raises:
-      UserError: naming the folder and the reason.
+      UserError: it cannot be written, or another run holds it.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / ".write-test"
-        probe.write_bytes(b"")
-        probe.unlink()
+        lock = (workdir / ".lock").open("w")
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write there ({error.strerror}); choose another folder") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
+        except BlockingIOError as error:
+            raise UserError(f"--workdir={workdir}: another run is using it; wait for its end or choose another") from error
+        except OSError:
+            pass  # a file system without locks
+        yield

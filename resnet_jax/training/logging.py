@@ -12,17 +12,24 @@ from tqdm import tqdm
 
 from resnet_jax.analysis.curves import draw_curves
 from resnet_jax.config import LoggingConfig
+from resnet_jax.errors import UserError
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut off by a kill is left out."""
+    """The rows of a metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+      UserError: a line before it is no row.
+    """
     rows = []
-    if path.exists():
-        for line in path.read_text().splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), "split": str(row["split"]), **row})
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}: not a row of metrics; mend or remove that line") from error
     return rows
 
 
@@ -93,7 +100,19 @@ class Logger:
                 f"lr {metrics['learning_rate']:g}  {speed:.0f} images/s  {left}"
             )
 
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluation at a step is in the log."""
+        return any(row["step"] == step and row["split"] == "test" for row in self._rows)
+
+    def last_scores(self) -> dict[str, float]:
+        """The metrics of the last evaluation."""
+        row = [row for row in self._rows if row["split"] == "test"][-1]
+        return {name: value for name, value in row.items() if name not in ("step", "split")}
+
     def draw(self) -> None:
-        """Renews curves.png."""
+        """Renews curves.png; a run does not end for the sake of a picture."""
         if self._config.curves:
-            draw_curves(self._rows, self._curves_path)
+            try:
+                draw_curves(self._rows, self._curves_path)
+            except OSError as error:
+                self.say(f"cannot draw {self._curves_path}: {error.strerror}")

@@ -32,7 +32,7 @@ from resnet_jax.weights import formats
 
 
 class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second Ctrl-C stops at once."""
+    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second one stops at once."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -51,6 +51,7 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.name = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def requested(self) -> bool:
         """Whether a signal came."""
@@ -76,6 +77,11 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
     """
     steps, stored = checkpoints.steps(), workdir / "config.json"
     if steps:
+        if steps[-1] > run.config.steps:
+            raise UserError(
+                f"{workdir} is at step {steps[-1]} already, beyond steps={run.config.steps}; set steps higher, or "
+                "use another --workdir"
+            )
         if stored.exists() and (found := config_lib.differences(config_lib.load(stored), run.config)):
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(found)}); "
@@ -115,17 +121,17 @@ class Trainer:
         self._window_clock = (time.monotonic(), 0)
         self._seconds_before, self._clock = progress.seconds, time.monotonic()
 
-    def run(self) -> Scores | None:
-        """Trains to the last step. Returns the scores there, None if an earlier run already had them."""
+    def run(self) -> bool:
+        """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
         config, start = self._config, int(self._state.step)
         rows = parallel.local_rows(self._run.mesh, config.batch_size)
         transform = augment.train_transform(config)
         batches = pipeline.TrainBatches(
             self._train_source, transform, config.batch_size, rows, config.seed, max(config.steps, start)
         )
-        scores = None
-        if start > 0 and self._evaluation_due(start) and not self._progress.evaluated:
-            scores = self._evaluate(start)
+        owed = start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)
+        if owed:  # stopped during an evaluation
+            self._evaluate(start)
         with pipeline.iterate(batches, start, config.data) as iterator:
             for step in range(start + 1, config.steps + 1):
                 self._update(step, iterator)
@@ -135,7 +141,7 @@ class Trainer:
                     self._save(step, scores)
                 self._check_stop(step, saved=step in self._checkpoints.steps())
         self._checkpoints.wait()
-        return scores
+        return owed or start < config.steps
 
     def _evaluation_due(self, step: int) -> bool:
         every = self._config.evaluation.every
@@ -153,7 +159,6 @@ class Trainer:
         # Fetch the metrics one step late: the device is never idle, and never more than one step ahead.
         self._fetch()
         self._pending = (step, metrics)
-        self._progress.evaluated = False
         if step % self._config.logging.every == 0 or step == self._config.steps:
             self._write_row(step)
 
@@ -163,13 +168,9 @@ class Trainer:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "gradient_norm"):
+        for name in ("loss", "parameter_norm"):
             if not math.isfinite(values[name]):
-                kept = self._checkpoints.steps()
-                raise UserError(
-                    f"step {step}: the {name} is {values[name]}; the last good checkpoint is "
-                    f"{f'of step {kept[-1]}' if kept else 'none'}. Try a lower optimizer.learning_rate or a longer warm-up"
-                )
+                raise UserError(f"step {step}: the {name} is {values[name]}; {self._advice()}")
         window = self._progress.window
         for name, value in (
             ("loss", values["loss"] * values["count"]),
@@ -180,6 +181,11 @@ class Trainer:
         self._log.step_done(step, values["loss"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first step, which compiles
             self._window_clock = (time.monotonic(), step)
+
+    def _advice(self) -> str:
+        kept = self._checkpoints.steps()
+        last = f"the last checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint yet"
+        return f"{last}. Try a lower optimizer.learning_rate or a longer warm-up"
 
     def _write_row(self, step: int) -> None:
         self._fetch()
@@ -208,10 +214,11 @@ class Trainer:
         except Stopped:
             self._check_stop(step, saved=step in self._checkpoints.steps())
             raise
+        if not math.isfinite(scores.loss):
+            raise UserError(f"step {step}: the loss on the test images is {scores.loss}; {self._advice()}")
         self._log.write(step, "test", scores.as_metrics())
         self._log.draw()
         self._log.say(f"step {step}: test {scores}")
-        self._progress.evaluated, self._progress.scores = True, scores.as_metrics()
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
         return scores
 
@@ -246,27 +253,26 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or Ctrl-C; the state is saved.
     """
     workdir = pathlib.Path(workdir)
-    experiment_lib.check_workdir(workdir)
-    train_source = experiment_lib.open_data(config, "train")
-    test_source = experiment_lib.open_data(config, "val")
-    run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
-    config = run.config
-    config_lib.check_devices(config, run.mesh.size)
-    with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
-        state, progress = start_state(run, train_source, checkpoints, workdir)
-        start = int(state.step)
-        with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
-            log.say(describe(run, train_source, test_source, state))
-            log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
-            trainer = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress)
-            scores = trainer.run()
-            final = scores.as_metrics() if scores else progress.scores
-            log.draw()
-            right = round(final["top1"] * final["images"])
-            log.say(
-                f"{'finished' if scores else 'was already finished'} after {progress.seconds:.0f} s of training; "
-                f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
-            )
+    with experiment_lib.own_workdir(workdir):
+        train_source = experiment_lib.open_data(config, "train")
+        test_source = experiment_lib.open_data(config, "val")
+        run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
+        config = run.config
+        config_lib.check_devices(config, run.mesh.size)
+        with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
+            state, progress = start_state(run, train_source, checkpoints, workdir)
+            start = int(state.step)
+            with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
+                log.say(describe(run, train_source, test_source, state))
+                log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
+                trained = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress).run()
+                log.draw()
+                final = log.last_scores()
+                right = round(final["top1"] * final["images"])
+                log.say(
+                    f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training; "
+                    f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
+                )
     return final
 
 

@@ -45,8 +45,8 @@ def train_step(
       pad: pixels of padding that `window` refers to.
 
     Returns:
-      The state after it, and the batch's metrics before it: loss (mean), correct and count (images), gradient_norm,
-      learning_rate.
+      The state after it, and the batch's metrics before it: loss (mean), correct and count (images), learning_rate, and the
+      parameters' norm after it.
     """
     images = normalize(batch, state.pixels["mean"], state.pixels["std"], pad)
 
@@ -55,16 +55,17 @@ def train_step(
 
     (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
     metrics = {
         "loss": loss,
         "correct": (logits.argmax(-1) == batch["label"]).sum(),
         "count": jnp.int32(len(logits)),
-        "gradient_norm": optax.tree.norm(gradients),
+        "parameter_norm": optax.tree.norm(params),
         "learning_rate": schedule(state.step),
     }
     new_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
     )

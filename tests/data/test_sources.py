@@ -57,6 +57,16 @@ class TestDecode:
         image = Image.fromarray(smooth_rgb()).convert(mode)
         np.testing.assert_array_equal(decode(encoded(image, "PNG"), "x.JPEG"), np.asarray(image.convert("RGB")))
 
+    def test_sixteen_bits_keep_their_range(self):
+        ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (8, 1))
+        got = decode(encoded(Image.fromarray(ramp), "PNG"), "x.png")
+        assert got.shape == (8, 64, 3)
+        np.testing.assert_allclose(got[0, :, 1], np.linspace(0, 255, 64), atol=1)
+
+    def test_floating_point_pixels_are_refused(self):
+        with pytest.raises(UserError, match="floating-point pixels"):
+            decode(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "x.tif")
+
     def test_truncated_jpeg(self):
         data = encoded(Image.fromarray(pixels(64, 64)))
         with pytest.raises(UserError, match=r"^dog/1\.jpg: broken or truncated image .*remove it or replace it$"):

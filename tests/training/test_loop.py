@@ -1,6 +1,7 @@
 """The loop in one process: what it writes, keeps, refuses, and how it ends."""
 
 import json
+import shutil
 import signal
 
 import jax
@@ -124,8 +125,8 @@ def test_another_config_in_the_workdir_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
-    config = valid(steps=30, optimizer__learning_rate=1e30, evaluation__every=0)
-    with pytest.raises(UserError, match=r"step \d+: the (loss|gradient_norm) is (nan|inf); the last good checkpoint"):
+    config = valid(steps=30, optimizer__learning_rate=1e6, evaluation__every=0)
+    with pytest.raises(UserError, match=r"step \d+: the (loss|parameter_norm) is (nan|inf); "):
         train(config, tmp_path)
     run = loop.experiment_lib.build(config, 10, 1)
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
@@ -135,31 +136,95 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
             assert int(state.step) == step
 
 
-@pytest.mark.parametrize("during", ["training", "evaluation"])
-def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during):
+@pytest.mark.parametrize(("during", "moment"), [("training", 3), ("evaluation", 3), ("evaluation", 6)])
+def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, moment):
     config = valid(steps=6, evaluation__every=3, checkpoint__every=0)
-    train(config, tmp_path / "whole")
+    whole = train(config, tmp_path / "whole")
 
     name = "_update" if during == "training" else "_evaluate"
     real, seen = getattr(loop.Trainer, name), []
 
     def interrupted(self, step, *args):
-        if step == 3 and not seen:
+        if step == moment and not seen:
             seen.append(step)
             signal.raise_signal(signal.SIGTERM)
         return real(self, step, *args)
 
     monkeypatch.setattr(loop.Trainer, name, interrupted)
-    with pytest.raises(Stopped, match="stopped by SIGTERM at step 3, saved"):
+    with pytest.raises(Stopped, match=f"stopped by SIGTERM at step {moment}, saved"):
         train(config, tmp_path / "parts")
-    assert kept(tmp_path / "parts") == [3]
+    assert kept(tmp_path / "parts") == [moment]
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    train(config, tmp_path / "parts")
+    assert train(config, tmp_path / "parts") == whole
+    assert train(config, tmp_path / "parts") == whole  # already finished: nothing is done twice
 
     def strip(workdir):
         return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
 
     assert strip(tmp_path / "parts") == strip(tmp_path / "whole")
+
+
+def test_two_runs_cannot_share_a_workdir(tmp_path):
+    with (
+        loop.experiment_lib.own_workdir(tmp_path),
+        pytest.raises(UserError, match="another run is using it"),
+        loop.experiment_lib.own_workdir(tmp_path),
+    ):
+        pass
+    with loop.experiment_lib.own_workdir(tmp_path):
+        pass
+
+
+def test_evaluating_beside_a_running_training_disturbs_nothing(tmp_path, monkeypatch):
+    config = valid(steps=4)
+    real = loop.Trainer._save
+
+    def save_and_evaluate(self, step, scores):
+        real(self, step, scores)  # still being written
+        if step > 1:
+            evaluate_checkpoint(loop.config_lib.resolved(config, 10), tmp_path)
+
+    monkeypatch.setattr(loop.Trainer, "_save", save_and_evaluate)
+    train(config, tmp_path)
+    assert kept(tmp_path)[-1] == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: shutil.rmtree(step / "state"),
+        lambda step: shutil.rmtree(step / "progress"),
+        lambda step: (step / "state" / "_METADATA").unlink(),
+        lambda step: (step / "state" / "manifest.ocdbt").unlink(),
+        lambda step: (step / "progress" / "metadata").write_text("{"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_older_one_offered(tmp_path, damage):
+    train(valid(steps=3), tmp_path)
+    damage(tmp_path / "checkpoints" / "3")
+    with pytest.raises(UserError, match=r"checkpoints/3: damaged checkpoint .*; remove that folder to go on from step 2"):
+        train(valid(steps=4), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
+    train(valid(steps=4), tmp_path)
+
+
+def test_fewer_steps_than_already_made(tmp_path):
+    train(valid(steps=3), tmp_path)
+    with pytest.raises(UserError, match="is at step 3 already, beyond steps=2"):
+        train(valid(steps=2), tmp_path)
+
+
+def test_a_damaged_log_is_not_thrown_away(tmp_path):
+    train(valid(steps=2), tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    good = path.read_text()
+    path.write_text(good + '{"step": 3, "spl')  # cut off by a kill
+    train(valid(steps=3), tmp_path)
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2, 3, 3]
+    path.write_text("nonsense\n" + good)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 1: not a row of metrics"):
+        train(valid(steps=4), tmp_path)
+    assert path.read_text() == "nonsense\n" + good
 
 
 def test_wrong_number_of_classes(tmp_path):
@@ -180,7 +245,7 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
 
 def test_no_checkpoint_of_that_step(tmp_path):
     config = valid(steps=1)
-    with pytest.raises(UserError, match="no checkpoint in it; train first"):
+    with pytest.raises(UserError, match="no checkpoints; train first"):
         evaluate_checkpoint(config, tmp_path / "empty")
     train(config, tmp_path)
     with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[1\]"):
