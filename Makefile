@@ -11,9 +11,9 @@ WORKERS ?= 2
 .PHONY: help setup train test test-slow lint lock clean
 
 help:
-	@echo "make train      train a ResNet on handwritten digits (2 minutes on a laptop), then draw its curves"
-	@echo "make test       lint and the whole test suite, on CPU"
-	@echo "make test-slow  the long proofs: kill-and-resume stress, real-data runs"
+	@echo "make train      train a ResNet on handwritten digits (under a minute), then draw its curves"
+	@echo "make test       lint and the test suite, on CPU"
+	@echo "make test-slow  the long proofs: the deepest networks against torchvision's"
 	@echo "make setup EXTRA=cuda|tpu   the environment with GPU or TPU support"
 	@echo "make lock       renew requirements.lock from requirements*.txt"
 

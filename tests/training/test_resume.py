@@ -36,7 +36,9 @@ FLAGS = [
 def start(workdir: pathlib.Path) -> subprocess.Popen:
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}", *FLAGS]
     env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(command, cwd=helpers.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # A process group of its own, as a shell gives it.
+    return subprocess.Popen(command, cwd=helpers.ROOT, env=env, start_new_session=True, **pipes)
 
 
 def finish(process: subprocess.Popen) -> str:
@@ -78,20 +80,24 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, kind):
     moment = random.SystemRandom().randint(6, STEPS - 12)
     print(f"{kind.name} after step {moment}")  # shown if the test fails
     process = start(tmp_path)
     wait_until_step(process, tmp_path, moment)
     workers = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(kind)
-    output, _ = process.communicate(timeout=100)
-    if kind == signal.SIGTERM:
-        assert process.returncode == EXIT_STOPPED, output
-        assert "stopped by SIGTERM at step" in output
+    if kind == signal.SIGINT:
+        os.killpg(process.pid, kind)  # Ctrl-C reaches the data workers too
     else:
+        process.send_signal(kind)
+    output, _ = process.communicate(timeout=100)
+    if kind == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == EXIT_STOPPED, output
+        assert f"stopped by {kind.name} at step" in output
+        assert "Traceback" not in output
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive, "data workers outlived the run"
 
