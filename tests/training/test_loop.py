@@ -138,7 +138,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path):
 
 @pytest.mark.parametrize(("during", "moment"), [("training", 3), ("evaluation", 3), ("evaluation", 6)])
 def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, moment):
-    config = valid(steps=6, evaluation__every=3, checkpoint__every=0)
+    # Rows of two steps: a stop after step 3 cuts one in half.
+    config = valid(steps=6, evaluation__every=3, checkpoint__every=0, logging__every=2)
     whole = train(config, tmp_path / "whole")
 
     name = "_update" if during == "training" else "_evaluate"
