@@ -52,6 +52,15 @@ def test_writes_metrics_curves_tensorboard_config_and_checkpoints(tmp_path, caps
     assert again.as_metrics()["top1"] == scores["top1"]
 
 
+def test_a_row_is_the_mean_over_its_steps(tmp_path):
+    train(valid(steps=4, logging__every=1), tmp_path / "each")
+    train(valid(steps=4, logging__every=4), tmp_path / "all")
+    each, whole = ([row for row in rows(tmp_path / name) if row["split"] == "train"] for name in ("each", "all"))
+    assert (len(each), len(whole)) == (4, 1)
+    for name in ("loss", "top1"):
+        assert whole[0][name] == pytest.approx(sum(row[name] for row in each) / 4, rel=1e-6)
+
+
 def test_training_learns(tmp_path):
     config = valid(
         steps=100,
