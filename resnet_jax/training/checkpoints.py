@@ -124,7 +124,8 @@ class Checkpoints:
             self._check_structure(step, abstract)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
-            return restored["state"], Progress(**restored["progress"])
+            known = {field.name for field in dataclasses.fields(Progress)}  # another version's fields are left out
+            return restored["state"], Progress(**{k: v for k, v in restored["progress"].items() if k in known})
 
     @contextlib.contextmanager
     def _named_damage(self, step: int) -> Iterator[None]:
