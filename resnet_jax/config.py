@@ -1,7 +1,7 @@
 """Everything that a run can be told, as typed dataclasses.
 
 A config file (`configs/*.py`) has a function `get_config()` that returns a `TrainConfig`. Flags then change single
-fields, `--config.optimizer.learning_rate=0.2`; afterwards `validate` checks all of it and freezes it.
+fields, `--config.optimizer.learning_rate=0.2`; afterwards `validation.validate` checks all of it and freezes it.
 
 Order of precedence: the defaults below, then the config file, then the flags.
 
@@ -11,9 +11,7 @@ Durations are in training steps (one step is one update with one global batch). 
 import dataclasses
 import difflib
 import json
-import math
 import pathlib
-import types
 import typing
 from typing import Any
 
@@ -211,79 +209,6 @@ class TrainConfig(Section):
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
 
 
-CHOICES = {
-    "model.shortcut": ("A", "B", "C"),
-    "model.stride_placement": ("1x1", "3x3"),
-    "model.max_pool": ("caffe", "torch"),
-    "model.zero_channels": ("end", "both"),
-    "model.init_fan": ("fan_in", "fan_out"),
-    "model.dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "cifar10", "folder", "synthetic"),
-    "data.augment": ("scale_crop", "pad_crop", "pad_crop_no_flip", "none"),
-    "data.mean": ("pixel", "channel", "imagenet", "none"),
-    "data.std": ("none", "channel", "imagenet"),
-    "optimizer.name": ("sgd_caffe", "sgd"),
-    "optimizer.decay_mask": ("kernels", "all"),
-    "matmul_precision": ("default", "high", "highest"),
-}
-
-MINIMUM = {
-    "steps": 1,
-    "batch_size": 1,
-    "devices": 1,
-    "seed": 0,
-    "model.num_classes": 2,
-    "batch_norm.group_size": 1,
-    "batch_norm.momentum": 0,
-    "batch_norm.epsilon": 0,
-    "data.image_size": 1,
-    "data.pad": 0,
-    "data.workers": 0,
-    "data.threads": 1,
-    "data.synthetic_images": 8,
-    "data.synthetic_classes": 2,
-    "optimizer.learning_rate": 0,
-    "optimizer.momentum": 0,
-    "optimizer.weight_decay": 0,
-    "schedule.factor": 0,
-    "schedule.warmup_steps": 0,
-    "schedule.warmup_learning_rate": 0,
-    "evaluation.batch_size": 1,
-    "evaluation.every": 0,
-    "checkpoint.every": 0,
-    "checkpoint.keep_last": 1,
-    "checkpoint.keep_best": 0,
-    "logging.every": 1,
-}
-
-MAXIMUM = {
-    "steps": 2**31 - 1,
-    "seed": 2**32 - 1,
-    "batch_norm.momentum": 1,
-    "optimizer.learning_rate": 1e6,
-    "optimizer.momentum": 1,
-    "optimizer.weight_decay": 1e6,
-    "schedule.factor": 1e3,
-    "schedule.warmup_steps": 2**31 - 1,
-    "schedule.warmup_learning_rate": 1e6,
-}
-
-# Fields in which a continued run may differ from the stored one: they change where data is, how fast it comes, what is
-# kept and shown and when the run ends, never the numbers of a step.
-MAY_CHANGE = (
-    "steps",
-    "devices",
-    "init",
-    "data.root",
-    "data.workers",
-    "data.threads",
-    "evaluation.batch_size",
-    "evaluation.every",
-    "checkpoint.",
-    "logging.",
-)
-
-
 def unknown_field(where: str, name: str, valid: list[str]) -> str:
     """One line that names the nearest valid field."""
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
@@ -301,117 +226,6 @@ def flatten(config: Section, prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + field.name] = value
     return flat
-
-
-def _type_error(path: str, value: Any, hint: Any) -> str | None:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        if option is types.NoneType:
-            if value is None:
-                return None
-        elif typing.get_origin(option) is tuple:
-            args = typing.get_args(option)
-            length_ok = args[-1] is Ellipsis or (isinstance(value, tuple) and len(value) == len(args))
-            if isinstance(value, tuple) and length_ok and all(type(item) is args[0] for item in value):
-                return None
-        elif option is float:
-            if type(value) in (int, float) and math.isfinite(value):
-                return None
-        elif type(value) is option:
-            return None
-    if type(value) is float and not math.isfinite(value):
-        return f"{path}={value!r}: must be a finite number"
-    name = getattr(hint, "__name__", str(hint)) if isinstance(hint, type) else str(hint)
-    return f"{path}={value!r}: expected {name}, got {type(value).__name__}"
-
-
-def _check_fields(config: Section, prefix: str = "") -> None:
-    hints = typing.get_type_hints(type(config))
-    for field in dataclasses.fields(config):
-        path, value = prefix + field.name, getattr(config, field.name)
-        if isinstance(value, Section):
-            _check_fields(value, f"{path}.")
-            continue
-        if problem := _type_error(path, value, hints[field.name]):
-            raise UserError(problem)
-        if value is None:
-            continue
-        if path in CHOICES and value not in CHOICES[path]:
-            near = difflib.get_close_matches(str(value), CHOICES[path], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(CHOICES[path])}"
-            raise UserError(f"{path}={value!r} is not known; {hint}")
-        if path in MINIMUM and value < MINIMUM[path]:
-            raise UserError(f"{path}={value!r}: must be at least {MINIMUM[path]}")
-        if path in MAXIMUM and value > MAXIMUM[path]:
-            raise UserError(f"{path}={value!r}: must be at most {MAXIMUM[path]}")
-
-
-def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
-    """Checks every field's type, value and the rules between fields; returns the config, frozen.
-
-    Args:
-      config: mutable; it is frozen in place.
-      needs_data: whether `data.root` must be given where the source has files.
-
-    Raises:
-      UserError: one line naming the field, its value and what is possible.
-    """
-    from resnet_jax.models import zoo  # here, so that reading a config does not import JAX before its flags are set
-
-    _check_fields(config)
-    if zoo.architecture(config.model.name).shortcut is None and config.model.shortcut is not None:
-        raise UserError(
-            f"model.shortcut={config.model.shortcut!r}: {config.model.name} is a plain network, without shortcuts"
-        )
-    data, groups = config.data, config.batch_norm.group_size
-    if needs_data and data.source in ("cifar10", "folder") and not data.root:
-        raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")
-    low, high = data.train_scale
-    if data.augment == "scale_crop" and not data.image_size <= low <= high:
-        raise UserError(
-            f"data.train_scale={data.train_scale}: need image_size <= low <= high, and data.image_size is {data.image_size}"
-        )
-    if config.evaluation.resize is not None and config.evaluation.resize < data.image_size:
-        raise UserError(
-            f"evaluation.resize={config.evaluation.resize} is smaller than data.image_size={data.image_size}; "
-            "make it at least as large, or None for images that already have that size"
-        )
-    if groups is not None and config.batch_size % groups:
-        raise UserError(
-            f"batch_norm.group_size={groups} does not divide batch_size={config.batch_size}: "
-            "choose a divisor of the batch size, or None to normalise over the whole batch"
-        )
-    bounds = config.schedule.boundaries
-    if list(bounds) != sorted(set(bounds)) or any(not 0 <= b < 2**31 for b in bounds) or len(bounds) > 32:
-        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers, at most 32 of them")
-    if config.optimizer.nesterov and config.optimizer.name != "sgd":
-        raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
-    if config.init is not None:
-        from resnet_jax.weights import presets
-
-        presets.check_config(config)
-    config.freeze()
-    return config
-
-
-def check_devices(config: TrainConfig, num_devices: int) -> None:
-    """Refuses batches and batch-norm groups that the devices cannot share evenly.
-
-    A group must divide the images on a device or be a multiple of them: otherwise XLA would gather the whole batch on
-    every device, without a word.
-    """
-    if config.batch_size % num_devices:
-        near = config.batch_size // num_devices * num_devices or num_devices
-        raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {num_devices} devices: "
-            f"choose a multiple of {num_devices} (such as {near}), or fewer devices with --config.devices=N"
-        )
-    group, local = config.batch_norm.group_size, config.batch_size // num_devices
-    if group is not None and local % group and group % local:
-        raise UserError(
-            f"batch_norm.group_size={group} neither divides nor is a multiple of the {local} images on each of "
-            f"{num_devices} devices: change group_size, batch_size or devices"
-        )
 
 
 def to_json(config: TrainConfig) -> str:
@@ -448,13 +262,3 @@ def resolved(config: TrainConfig, num_classes: int) -> TrainConfig:
     copy.model.num_classes = num_classes
     copy.freeze()
     return copy
-
-
-def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
-    """What forbids continuing the stored run with the given config, as 'field: stored there, given here'."""
-    there, here = flatten(stored), flatten(given)
-    return [
-        f"{name}: {there[name]!r} there, {here[name]!r} here"
-        for name in here
-        if there[name] != here[name] and not name.startswith(MAY_CHANGE)
-    ]

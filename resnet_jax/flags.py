@@ -11,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from resnet_jax import config as config_lib
+from resnet_jax import validation
 from resnet_jax.config import Section, TrainConfig, unknown_field
 from resnet_jax.errors import UserError, one_line_errors
 
@@ -39,7 +40,7 @@ def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = 
                 raise UserError(" ".join(str(error).split())) from error
             if len(rest) > 1:
                 raise UserError(f"{rest[1]!r}: not a flag; write --name=value")
-            parsed.append(config_lib.validate(holder.value, needs_data))
+            parsed.append(validation.validate(holder.value, needs_data))
         return rest
 
     def start(_: list[str]) -> None:

@@ -6,8 +6,7 @@ import zlib
 import jax
 import numpy as np
 
-from resnet_jax import config as config_lib
-from resnet_jax import recipes
+from resnet_jax import recipes, validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.training.state import TrainState
 
@@ -41,7 +40,7 @@ def digits_config(**fields) -> TrainConfig:
 
 
 def validated(config: TrainConfig) -> TrainConfig:
-    return config_lib.validate(config)
+    return validation.validate(config)
 
 
 def random_like(shapes, dtype=np.float64):

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from resnet_jax import config as config_lib
-from resnet_jax import recipes
+from resnet_jax import recipes, validation
 from resnet_jax.config import Section, TrainConfig
 from resnet_jax.errors import UserError
 from tests import helpers
@@ -32,7 +32,7 @@ def test_config_file(path):
     config = module.get_config()
     if config.data.source in ("cifar10", "folder"):
         config.data.root = "somewhere"
-    config_lib.validate(config)
+    validation.validate(config)
     assert config.batch_norm.group_size is None
     if path.stem != "digits":
         assert config.model.name.removeprefix("cifar_") == path.stem.removeprefix("cifar10_")
@@ -107,23 +107,23 @@ def test_every_field_is_documented():
 def test_wrong_values(field, value, message):
     config = helpers.digits_config(**{field: value})
     if message is None:
-        config_lib.validate(config)
+        validation.validate(config)
         return
     with pytest.raises(UserError) as caught:
-        config_lib.validate(config)
+        validation.validate(config)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_plain_networks_take_no_shortcut():
     with pytest.raises(UserError, match=r"model\.shortcut='B': cifar_plain20 is a plain network"):
-        config_lib.validate(helpers.digits_config(model__name="cifar_plain20", model__shortcut="B"))
+        validation.validate(helpers.digits_config(model__name="cifar_plain20", model__shortcut="B"))
 
 
 def test_scale_crop_must_fit():
     config = helpers.digits_config(data__augment="scale_crop", data__train_scale=(6, 12))
     with pytest.raises(UserError, match=r"data\.train_scale=\(6, 12\)"):
-        config_lib.validate(config)
+        validation.validate(config)
 
 
 def test_unknown_fields_are_refused_when_assigned():
@@ -135,7 +135,7 @@ def test_unknown_fields_are_refused_when_assigned():
 
 
 def test_frozen_once_validated():
-    config = config_lib.validate(helpers.digits_config())
+    config = validation.validate(helpers.digits_config())
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.steps = 3
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -143,12 +143,12 @@ def test_frozen_once_validated():
 
 
 def test_stored_and_read_back(tmp_path):
-    config = config_lib.validate(helpers.digits_config(batch_norm__group_size=8, schedule__boundaries=(1, 2)))
+    config = validation.validate(helpers.digits_config(batch_norm__group_size=8, schedule__boundaries=(1, 2)))
     path = tmp_path / "config.json"
     path.write_text(config_lib.to_json(config))
-    again = config_lib.validate(config_lib.load(path))
+    again = validation.validate(config_lib.load(path))
     assert again == config
-    assert config_lib.differences(again, config) == []
+    assert validation.differences(again, config) == []
     path.write_text(config_lib.to_json(config).replace('"steps"', '"stepz"'))
     with pytest.raises(UserError, match="has no field 'stepz'; did you mean 'steps'"):
         config_lib.load(path)
@@ -164,7 +164,7 @@ def test_stored_and_read_back(tmp_path):
 def test_differences_that_forbid_to_continue():
     one = helpers.digits_config()
     other = helpers.digits_config(steps=9, data__workers=2, logging__every=7, optimizer__learning_rate=0.3, seed=1)
-    assert config_lib.differences(one, other) == [
+    assert validation.differences(one, other) == [
         "seed: 0 there, 1 here",
         "optimizer.learning_rate: 0.1 there, 0.3 here",
     ]
@@ -172,16 +172,16 @@ def test_differences_that_forbid_to_continue():
 
 def test_rules_name_real_fields():
     names = config_lib.flatten(TrainConfig())
-    assert set(config_lib.CHOICES) <= set(names)
-    assert set(config_lib.MINIMUM) | set(config_lib.MAXIMUM) <= set(names)
-    assert all(any(name.startswith(prefix) for name in names) for prefix in config_lib.MAY_CHANGE)
+    assert set(validation.CHOICES) <= set(names)
+    assert set(validation.MINIMUM) | set(validation.MAXIMUM) <= set(names)
+    assert all(any(name.startswith(prefix) for name in names) for prefix in validation.MAY_CHANGE)
 
 
 def test_reading_a_config_imports_no_jax(tmp_path):
     import subprocess
     import sys
 
-    code = "import sys, configs.resnet50 as c, resnet_jax.config as k; c=c.get_config(); c.data.root='x'; k.validate(c)"
+    code = "import sys, configs.resnet50 as c, resnet_jax.validation as v; c=c.get_config(); c.data.root='x'; v.validate(c)"
     result = subprocess.run(
         [sys.executable, "-c", code + "; sys.exit('jax' in sys.modules)"], cwd=pathlib.Path(helpers.ROOT), check=False
     )

@@ -13,7 +13,7 @@ from types import FrameType, TracebackType
 import jax
 
 from resnet_jax import config as config_lib
-from resnet_jax import parallel
+from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import augment, normalize, pipeline
 from resnet_jax.data.sources import Source
@@ -82,7 +82,7 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
                 f"{workdir} is at step {steps[-1]} already, beyond steps={run.config.steps}; set steps higher, or "
                 "use another --workdir"
             )
-        if stored.exists() and (found := config_lib.differences(config_lib.load(stored), run.config)):
+        if stored.exists() and (found := validation.differences(config_lib.load(stored), run.config)):
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(found)}); "
                 "use another --workdir, or give the config it was started with"
@@ -139,7 +139,7 @@ class Trainer:
                 every = config.checkpoint.every
                 if step == config.steps or (every and step % every == 0):
                     self._save(step, scores)
-                self._check_stop(step, saved=step in self._checkpoints.steps())
+                self._check_stop(step)
         self._checkpoints.wait()
         return owed or start < config.steps
 
@@ -151,7 +151,7 @@ class Trainer:
         try:
             batch = next(iterator)
         except Exception:
-            self._check_stop(step - 1, saved=False)  # Ctrl-C may have reached a data worker first
+            self._check_stop(step - 1)  # Ctrl-C may have reached a data worker first
             raise
         with jax.transfer_guard("disallow"):
             batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
@@ -212,7 +212,7 @@ class Trainer:
                 should_stop=self._stop.requested,
             )
         except Stopped:
-            self._check_stop(step, saved=step in self._checkpoints.steps())
+            self._check_stop(step)
             raise
         if not math.isfinite(scores.loss):
             raise UserError(f"step {step}: the loss on the test images is {scores.loss}; {self._advice()}")
@@ -227,10 +227,10 @@ class Trainer:
         self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
         self._checkpoints.save(step, self._state, self._progress, scores.as_metrics() if scores else None)
 
-    def _check_stop(self, step: int, saved: bool) -> None:
+    def _check_stop(self, step: int) -> None:
         if not self._stop.requested():
             return
-        if not saved and step > 0 and step not in self._checkpoints.steps():
+        if step > 0 and step not in self._checkpoints.steps():
             self._save(step, None)
         self._checkpoints.wait()
         raise Stopped(f"stopped by {self._stop.name} at step {step}, saved; run the same command again to go on")
@@ -242,7 +242,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     The workdir gets config.json, checkpoints/, metrics.jsonl, curves.png and tensorboard/.
 
     Args:
-      config: validated (`config.validate`).
+      config: validated (`validation.validate`).
       workdir: the folder of this run.
 
     Returns:
@@ -258,7 +258,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         test_source = experiment_lib.open_data(config, "val")
         run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
         config = run.config
-        config_lib.check_devices(config, run.mesh.size)
+        validation.check_devices(config, run.mesh.size)
         with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
             state, progress = start_state(run, train_source, checkpoints, workdir)
             start = int(state.step)

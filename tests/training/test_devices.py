@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import config as config_lib
-from resnet_jax import parallel
+from resnet_jax import parallel, validation
 from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import resnet
@@ -75,7 +74,7 @@ def test_no_group_gathers_the_batch(group):
 
 def test_uneven_batches_and_groups_are_refused():
     def check(devices, **fields):
-        config_lib.check_devices(helpers.validated(helpers.digits_config(**fields)), devices)
+        validation.check_devices(helpers.validated(helpers.digits_config(**fields)), devices)
 
     with pytest.raises(UserError, match="batch_size=20 cannot be shared by 8 devices: choose a multiple of 8"):
         check(8, batch_size=20)

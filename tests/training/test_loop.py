@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from resnet_jax import config as config_lib
+from resnet_jax import validation
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.run import evaluate_checkpoint
 from resnet_jax.training import loop
@@ -44,10 +45,10 @@ def test_writes_metrics_curves_tensorboard_config_and_checkpoints(tmp_path, caps
     assert list((tmp_path / "tensorboard").iterdir())
     stored = config_lib.load(tmp_path / "config.json")
     assert stored.model.num_classes == 10
-    assert config_lib.differences(stored, config_lib.resolved(config, 10)) == []
+    assert validation.differences(stored, config_lib.resolved(config, 10)) == []
     assert f"test top-1 {100 * scores['top1']:.2f} % ({round(360 * scores['top1'])}/360)" in capsys.readouterr().out
     # The stored checkpoint is the state that was scored.
-    step, again = evaluate_checkpoint(config_lib.validate(stored), tmp_path)
+    step, again = evaluate_checkpoint(validation.validate(stored), tmp_path)
     assert step == 4
     assert again.as_metrics()["top1"] == scores["top1"]
 
@@ -109,7 +110,7 @@ def test_more_steps_continue_a_finished_run(tmp_path):
     train(valid(steps=4), tmp_path / "b")
     states = []
     for name in "ab":
-        config = config_lib.validate(config_lib.load(tmp_path / name / "config.json"))
+        config = validation.validate(config_lib.load(tmp_path / name / "config.json"))
         run = loop.experiment_lib.build(config, 10, 1)
         with Checkpoints(tmp_path / name, config.checkpoint) as checkpoints:
             states.append(checkpoints.restore(4, run.abstract_state())[0])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from resnet_jax import config as config_lib
+from resnet_jax import validation
 from resnet_jax.errors import EXIT_STOPPED
 from resnet_jax.training import experiment
 from resnet_jax.training.checkpoints import Checkpoints
@@ -62,7 +63,7 @@ def wait_until_step(process: subprocess.Popen, workdir: pathlib.Path, step: int)
 
 
 def end_state(workdir: pathlib.Path):
-    config = config_lib.validate(config_lib.load(workdir / "config.json"))
+    config = validation.validate(config_lib.load(workdir / "config.json"))
     run = experiment.build(config, 10, 1)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
         return checkpoints.restore(STEPS, run.abstract_state())[0]

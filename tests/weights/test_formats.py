@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from resnet_jax import config as config_lib
+from resnet_jax import validation
 from resnet_jax.config import BatchNormConfig, ModelConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import resnet
@@ -186,7 +186,7 @@ class TestRefusals:
     @pytest.mark.parametrize("spec", ["resnet50.pth", "torch:resnet50.pth", "torchvision:"])
     def test_unknown_formats(self, spec):
         with pytest.raises(UserError, match="write FORMAT:PATH, with a format of torchvision"):
-            config_lib.validate(helpers.digits_config(init=spec))
+            validation.validate(helpers.digits_config(init=spec))
 
     def test_missing_and_broken_files(self, tmp_path):
         with pytest.raises(UserError, match="init: no file"):
@@ -198,7 +198,7 @@ class TestRefusals:
     def test_settings_that_would_make_another_function(self):
         config = helpers.digits_config(init="torchvision:x.pth", model__name="resnet50", data__mean="imagenet")
         with pytest.raises(UserError) as caught:
-            config_lib.validate(config)
+            validation.validate(config)
         assert str(caught.value).endswith(
             "add --config.model.stride_placement=3x3 --config.model.max_pool=torch --config.data.std=imagenet"
         )
