@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 setup: $(STAMP)
-	@if [ -n "$(EXTRA)" ]; then $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock ".[$(EXTRA)]"; fi
+	@if [ -n "$(EXTRA)" ]; then $(BIN)/python -m pip install --disable-pip-version-check -c requirements.lock --editable ".[$(EXTRA)]"; fi
 
 train: $(STAMP)
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits

@@ -106,9 +106,8 @@ class BatchNorm(nn.Module):
             scale, bias = lax.stop_gradient((scale, bias))
         elif train:
             return self._normalise_by_batch(x, scale, bias, running_mean, running_var)
-        multiplier = scale * lax.rsqrt(running_var.value + self.epsilon)
-        offset = bias - running_mean.value * multiplier
-        return _affine(x, multiplier, offset).astype(self.dtype)
+        mean, var = running_mean.value, running_var.value
+        return _normalise(x, mean, scale * lax.rsqrt(var + self.epsilon), bias).astype(self.dtype)
 
     def _normalise_by_batch(
         self, x: Array, scale: Array, bias: Array, running_mean: nn.Variable, running_var: nn.Variable
@@ -119,9 +118,10 @@ class BatchNorm(nn.Module):
             raise ValueError(f"batch-norm groups of {group} do not divide a batch of {batch}")
         count = group * height * width
         values = x.astype(at_least_float32(x.dtype)).reshape(batch // group, group, height, width, channels)
+        over = (1, 2, 3)
         # Two passes: the one-pass E[x^2] - E[x]^2 loses all digits where the mean is large against the deviation.
-        mean = values.mean((1, 2, 3))
-        squares = jnp.square(values - jnp.expand_dims(mean, (1, 2, 3))).sum((1, 2, 3))
+        mean = values.mean(over)
+        squares = jnp.square(values - jnp.expand_dims(mean, over)).sum(over)
         if not self.is_initializing():
             merged_mean, merged_squares = merge_moments(mean, squares, count)
             unbiased = merged_squares / max(batch * height * width - 1, 1)
@@ -129,16 +129,17 @@ class BatchNorm(nn.Module):
             running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(merged_mean)
             running_var.value = keep * running_var.value + (1 - keep) * lax.stop_gradient(unbiased)
         multiplier = jnp.expand_dims(scale, 0) * lax.rsqrt(squares / count + self.epsilon)
-        offset = jnp.expand_dims(bias, 0) - mean * multiplier
-        out = _affine(values, jnp.expand_dims(multiplier, (1, 2, 3)), jnp.expand_dims(offset, (1, 2, 3)))
+        out = _normalise(values, jnp.expand_dims(mean, over), jnp.expand_dims(multiplier, over), bias)
         return out.reshape(x.shape).astype(self.dtype)
 
 
-def _affine(x: Array, multiplier: Array, offset: Array) -> Array:
-    """multiplier * x + offset over the last axis, in the multiplier's dtype; XLA fuses it into one pass."""
-    expand = x.ndim - multiplier.ndim
-    multiplier, offset = (jnp.expand_dims(a, tuple(range(expand))) for a in (multiplier, offset))
-    return x.astype(multiplier.dtype) * multiplier + offset
+def _normalise(x: Array, mean: Array, multiplier: Array, bias: Array) -> Array:
+    """(x - mean) * multiplier + bias over the last axis, in the mean's dtype; XLA fuses it into one pass.
+
+    The mean is subtracted first: folded into the bias it would cancel digits where it is large against the deviation.
+    """
+    mean, multiplier, bias = (jnp.expand_dims(a, tuple(range(x.ndim - a.ndim))) for a in (mean, multiplier, bias))
+    return (x.astype(mean.dtype) - mean) * multiplier + bias
 
 
 def max_pool(x: Array, padding: str) -> Array:
