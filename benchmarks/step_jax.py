@@ -7,8 +7,8 @@ import time
 import jax
 import numpy as np
 
-from resnet_jax import parallel
-from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig
+from resnet_jax import host, parallel
+from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from resnet_jax.evaluation.protocols import compile_eval_step
 from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
@@ -18,12 +18,13 @@ from resnet_jax.training.step import compile_train_step
 
 
 def main(job: dict) -> None:
+    host.use_all_cores(TrainConfig(batch_size=job["batch"]))  # as train.py does
     classes = 10 if job["network"].startswith("cifar") else 1000
     settings = ModelConfig(name=job["network"], stride_placement="3x3", max_pool="torch", dtype=job["dtype"])
     model = resnet.build(settings, BatchNormConfig(), classes)
     schedule = step_schedule(ScheduleConfig(), 0.01)
     optimizer = make_optimizer(OptimizerConfig(name="sgd"), schedule)
-    mesh = parallel.make_mesh(1)
+    mesh = parallel.make_mesh(None if jax.default_backend() == "cpu" else 1)
     pixels = {"mean": np.full((1, 1, 3), 120, np.float32), "std": np.full((1, 1, 3), 60, np.float32)}
     state = parallel.put_replicated(fresh_state(model, optimizer, (job["size"], job["size"], 3), pixels, 0), mesh)
     rng = np.random.default_rng(0)
@@ -57,4 +58,5 @@ def main(job: dict) -> None:
 
 
 if __name__ == "__main__":
+    host.use_huge_pages()
     main(json.loads(sys.argv[1]))

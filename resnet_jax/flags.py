@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from resnet_jax import config as config_lib
-from resnet_jax import validation
+from resnet_jax import host, validation
 from resnet_jax.config import Section, TrainConfig, unknown_field
 from resnet_jax.errors import UserError, one_line_errors
 
@@ -26,6 +26,7 @@ def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = 
       define: from the raw command line, defines the flag `config`.
       needs_data: whether `data.root` must be given.
     """
+    host.use_huge_pages()
     parsed: list[TrainConfig] = []
 
     def parse(argv: list[str]) -> list[str]:
@@ -151,6 +152,7 @@ def _set_backend(config: TrainConfig) -> None:
     """Settings that JAX reads when it starts."""
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
+    host.use_all_cores(config)
     import jax
 
     if config.matmul_precision != "default":

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.models.formulation import relu
+
 Array = jax.Array
 EXPANSION = 4  # a bottleneck's last 1x1 convolution has four times the width
 
@@ -82,11 +84,11 @@ class Block(nn.Module):
             y = self.conv(features, size, stride, name=f"conv{index}")(y)
             y = self.norm(zero_scale=last and self.zero_init_last, name=f"bn{index}")(y, train=train)
             if not last:
-                y = nn.relu(y)
+                y = relu(y)
         if self.shortcut is not None:
             shortcut = functools.partial(Shortcut, conv=self.conv, norm=self.norm, name="shortcut")
             y = y + shortcut(self.shortcut, layers[-1][0], self.stride, self.zero_channels)(x, train=train)
-        return nn.relu(y)
+        return relu(y)
 
 
 class Stage(nn.Module):

@@ -1,8 +1,11 @@
-"""How a convolution is handed to XLA. One place decides, per backend; every formulation is the same sum.
+"""How a layer is handed to XLA. One place decides, per backend; every formulation is the same function.
 
-Measured on two AMD EPYC cores (jax 0.10.2, float32; benchmarks in results/README.md): XLA's CPU backend computes the
-kernel gradient of a 1x1 convolution several times slower than the same matrix product, and a 3x3 convolution whose
-output is 2x2 up to a hundred times slower than the product of its patches with the kernel.
+On the CPU backend (measured on two AMD EPYC cores, jax 0.10.2, float32; results/README.md has the figures):
+- A 1x1 convolution is a matrix product: XLA computes its kernel gradient several times faster so.
+- A 3x3 convolution whose output is 2x2 takes up to a hundred times longer than the product of its patches with the kernel.
+- XLA fuses a chain of cheap one-operand operations into every consumer, again and again. A kernel gradient reads the
+  activations in another order, and recomputing batch norm and ReLU of several blocks in that order cost a fifth of a
+  step. It never repeats an operation with two large operands; so ReLU is written as a selection.
 """
 
 import jax
@@ -11,6 +14,18 @@ from jax import lax
 
 Array = jax.Array
 SMALL = 9  # output pixels up to which patches win on CPU; at 4x4 they lose
+
+
+def on_cpu() -> bool:
+    """Whether the CPU formulations are chosen."""
+    return jax.default_backend() == "cpu"
+
+
+def describe() -> str:
+    """The choice made for this machine, for the log."""
+    if on_cpu():
+        return "1x1 convolutions, and those with at most 3x3 output pixels, as matrix products; ReLU as a selection"
+    return "all convolutions by XLA's own"
 
 
 def convolve(x: Array, kernel: Array, stride: int) -> Array:
@@ -26,7 +41,7 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     """
     size, pad = kernel.shape[0], kernel.shape[0] // 2
     height, width = (-(-side // stride) for side in x.shape[1:3])
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         if size == 1:
             return _product(x[:, ::stride, ::stride], kernel[0, 0])
         if height * width <= SMALL:
@@ -35,15 +50,42 @@ def convolve(x: Array, kernel: Array, stride: int) -> Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=numbers)
 
 
-def describe() -> str:
-    """The choice made for this machine, for the log."""
-    if jax.default_backend() == "cpu":
-        return "1x1 convolutions, and those with at most 3x3 output pixels, as matrix products"
-    return "all convolutions by XLA's own"
+def relu(x: Array) -> Array:
+    """max(x, 0); NaN stays NaN, the derivative at 0 is 0."""
+    return _selecting_relu(x) if on_cpu() else jax.nn.relu(x)
 
 
+@jax.custom_jvp
+def _selecting_relu(x: Array) -> Array:
+    return jnp.where(x <= 0, 0, x)
+
+
+@_selecting_relu.defjvp
+def _selecting_relu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    y = _selecting_relu(*primals)
+    return y, jnp.where(y <= 0, 0, tangents[0])
+
+
+@jax.custom_vjp
 def _product(x: Array, matrix: Array) -> Array:
+    """`[batch, height, width, in]` times `[in, out]`."""
     return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+
+
+def _product_forward(x: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _product(x, matrix), (x, matrix)
+
+
+def _product_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, matrix = saved
+    dx = lax.dot_general(dy, matrix, (((3,), (1,)), ((), ())))
+    # XLA transposes the first operand of the kernel gradient in memory: let that be the one with fewer channels.
+    over = (((0, 1, 2), (0, 1, 2)), ((), ()))
+    narrowing = x.shape[-1] > dy.shape[-1]
+    return dx, lax.dot_general(dy, x, over).T if narrowing else lax.dot_general(x, dy, over)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def _patches(x: Array, size: int, stride: int) -> Array:

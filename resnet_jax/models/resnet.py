@@ -12,6 +12,7 @@ import numpy as np
 from resnet_jax.config import BatchNormConfig, ModelConfig
 from resnet_jax.models import zoo
 from resnet_jax.models.blocks import Block, Stage
+from resnet_jax.models.formulation import relu
 from resnet_jax.models.layers import BatchNorm, Conv, at_least_float32, he_normal, max_pool
 
 Array = jax.Array
@@ -30,7 +31,7 @@ class Stem(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> Array:
         size, stride = (7, 2) if self.kind == "imagenet" else (3, 1)
         x = self.conv(self.width, size, stride, name="conv")(x)
-        x = nn.relu(self.norm(name="bn")(x, train=train))
+        x = relu(self.norm(name="bn")(x, train=train))
         return max_pool(x, self.max_pool) if self.kind == "imagenet" else x
 
 

@@ -57,6 +57,14 @@ def test_formulations_have_the_same_gradients(x64, monkeypatch, size, stride, si
         np.testing.assert_allclose(cpu, gpu, atol=1e-12)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_relu_with_either_formulation(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = jnp.array([-jnp.inf, -2.0, -0.0, 0.0, 3.0, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(formulation.relu(x), [0, 0, 0, 0, 3, jnp.inf, jnp.nan])
+    np.testing.assert_array_equal(jax.vmap(jax.grad(lambda x: 5 * formulation.relu(x)))(x[:-1]), [0, 0, 0, 0, 5, 5])
+
+
 class TestMaxPool:
     @pytest.mark.parametrize("padding", ["caffe", "torch"])
     @pytest.mark.parametrize("side", [7, 8, 9, 112])
