@@ -63,6 +63,12 @@ class ModelConfig(Section):
     """Start each block's last batch-norm scale at zero (Goyal et al. 2017; not in the paper)."""
     dtype: str = "float32"
     """Of activations: float32 or bfloat16. Parameters, batch-norm statistics, logits and loss stay in float32."""
+    scan_blocks: bool = False
+    """Compile the equal blocks of a stage once and run them as a loop: for the deepest networks, on accelerators (on CPU,
+    XLA runs convolutions inside loops many times slower). Checkpoints are the same either way."""
+    remat: tuple[int, ...] = ()
+    """Stages (1 is conv2_x) whose blocks keep only their inputs and are computed again in the backward pass: less memory,
+    more time."""
 
 
 @dataclasses.dataclass

@@ -75,6 +75,8 @@ MAY_CHANGE = (
     "steps",
     "devices",
     "init",
+    "model.scan_blocks",
+    "model.remat",
     "data.root",
     "data.workers",
     "data.threads",
@@ -143,6 +145,9 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
         raise UserError(
             f"model.shortcut={config.model.shortcut!r}: {config.model.name} is a plain network, without shortcuts"
         )
+    stages = len(zoo.architecture(config.model.name).stage_sizes)
+    if not set(config.model.remat) <= set(range(1, stages + 1)):
+        raise UserError(f"model.remat={config.model.remat}: {config.model.name} has stages 1 to {stages}")
     data, groups = config.data, config.batch_norm.group_size
     if needs_data and data.source in ("cifar10", "folder") and not data.root:
         raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")

@@ -115,7 +115,7 @@ def main(config: TrainConfig) -> None:
     classes = {"digits": 10, "cifar10": 10, "folder": 1000, "synthetic": config.data.synthetic_classes}
     num_classes = config.model.num_classes or classes[config.data.source]
     channels = CHANNELS.value or (1 if config.data.source == "digits" else 3)
-    model = resnet.build(config.model, config.batch_norm, num_classes)
+    model = resnet.build(config.model, config.batch_norm, num_classes).clone(scan_blocks=False)
     size = config.data.image_size
     print(
         f"{config.model.name}, shortcut {model.shortcut or 'none'}, stride in the {model.stride_placement}, "

@@ -27,7 +27,7 @@ def restore_checkpoint(
       step: of the checkpoint; None: the latest, -1: the best.
 
     Returns:
-      The step, the experiment and the state, replicated over its mesh.
+      The step, the experiment and the state as the checkpoint holds it, replicated over the mesh.
 
     Raises:
       UserError: no such checkpoint, or one of another network.
@@ -76,4 +76,4 @@ def evaluate_init(config: TrainConfig) -> Scores:
 def _score(run: Experiment, state: TrainState) -> Scores:
     source = experiment_lib.open_data(run.config, "val")
     eval_step = compile_eval_step(run.model, run.config.data.pad, run.mesh)
-    return evaluate(eval_step, state, source, run.config, run.mesh, progress=sys.stderr.isatty())
+    return evaluate(eval_step, run.for_model(state), source, run.config, run.mesh, progress=sys.stderr.isatty())

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.models.formulation import relu
 
@@ -98,14 +99,70 @@ class Stage(nn.Module):
       size: number of blocks, named block1, block2, ...
       stride: of the first block.
       block: the `Block` constructor, with everything but the stride filled in.
+      scan: compile the blocks after the first, which are equal, once, as a loop. Their variables are then stacked on a
+        first axis, under the name `blocks` (`stack_blocks`).
+      remat: keep only the blocks' inputs and compute the rest again in the backward pass.
     """
 
     size: int
     stride: int
     block: Any
+    scan: bool = False
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        for index in range(1, self.size + 1):
-            x = self.block(stride=self.stride if index == 1 else 1, name=f"block{index}")(x, train=train)
+        def run(block: Block, x: Array) -> Array:
+            return block(x, train=train)
+
+        if self.remat:
+            run = nn.remat(run, prevent_cse=not self.scan)
+        x = run(self.block(stride=self.stride, name="block1"), x)
+        if self.scan and self.size > 1:
+            axes = {"params": 0, "batch_stats": 0}
+            loop = nn.scan(
+                lambda block, x, _: (run(block, x), None), axes, split_rngs={"params": True}, length=self.size - 1
+            )
+            return loop(self.block(stride=1, name="blocks"), x, None)[0]
+        for index in range(2, self.size + 1):
+            x = run(self.block(stride=1, name=f"block{index}"), x)
         return x
+
+
+def stack_blocks(tree: Any) -> Any:
+    """Variables of an unrolled network, in any tree (a training state, say), as `Stage.scan` wants them.
+
+    In every stage `block2`, `block3`, ... become one `blocks`, whose arrays have them on a new first axis.
+    """
+
+    def fold(node: Any) -> Any:
+        rest = [node[f"block{index}"] for index in range(2, len(node) + 1)] if _is_stage(node) else []
+        return {"block1": node["block1"], "blocks": jax.tree.map(_stack, *rest)} if rest else node
+
+    return jax.tree.map(fold, tree, is_leaf=_is_stage)
+
+
+def unstack_blocks(tree: Any) -> Any:
+    """The inverse of `stack_blocks`."""
+
+    def unfold(node: Any) -> Any:
+        if not (_is_stage(node) and "blocks" in node):
+            return node
+        leaves, structure = jax.tree.flatten(node["blocks"])
+        each = zip(*(_unstack(leaf) for leaf in leaves), strict=True)
+        rest = {f"block{index}": structure.unflatten(part) for index, part in enumerate(each, 2)}
+        return {"block1": node["block1"], **rest}
+
+    return jax.tree.map(unfold, tree, is_leaf=_is_stage)
+
+
+def _is_stage(node: Any) -> bool:
+    return isinstance(node, dict) and "block1" in node
+
+
+def _stack(*arrays: Any) -> Any:
+    return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+
+
+def _unstack(array: Any) -> Any:
+    return list(array) if isinstance(array, np.ndarray) else jnp.unstack(array)

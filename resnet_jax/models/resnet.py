@@ -59,6 +59,8 @@ class ResNet(nn.Module):
       architecture: what to build (`zoo.architecture`).
       num_classes: outputs.
       shortcut, stride_placement, max_pool, zero_channels, init_fan, zero_init_last, dtype: as in `ModelConfig`.
+      scan_blocks: wants variables from `blocks.stack_blocks`.
+      remat: as in `ModelConfig`.
       bn_group_size, bn_momentum, bn_epsilon, bn_frozen: as in `BatchNormConfig`.
     """
 
@@ -75,6 +77,8 @@ class ResNet(nn.Module):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     bn_frozen: bool = False
+    scan_blocks: bool = False
+    remat: tuple[int, ...] = ()
 
     def setup(self) -> None:
         arch = self.architecture
@@ -100,7 +104,8 @@ class ResNet(nn.Module):
                 conv=conv,
                 norm=norm,
             )
-            setattr(self, f"stage{index}", Stage(size, 1 if index == 1 else 2, block))
+            stage = Stage(size, 1 if index == 1 else 2, block, self.scan_blocks, index in self.remat)
+            setattr(self, f"stage{index}", stage)
         self.head = Head(self.num_classes, self.init_fan)
 
     def features(self, x: Array, *, train: bool) -> dict[str, Array]:
@@ -138,11 +143,14 @@ def build(model: ModelConfig, batch_norm: BatchNormConfig, num_classes: int) -> 
         bn_momentum=batch_norm.momentum,
         bn_epsilon=batch_norm.epsilon,
         bn_frozen=batch_norm.frozen,
+        scan_blocks=model.scan_blocks,
+        remat=model.remat,
     )
 
 
 def variable_shapes(model: ResNet, image_shape: tuple[int, int, int]) -> Any:
-    """Shapes and dtypes of all variables, {'params': ..., 'batch_stats': ...}; nothing is computed."""
+    """Shapes and dtypes of all variables, {'params': ..., 'batch_stats': ...}, unrolled; nothing is computed."""
+    model = model.clone(scan_blocks=False)
     x = jax.ShapeDtypeStruct((model.bn_group_size or 1, *image_shape), jnp.float32)
     return jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), x)
 
@@ -159,7 +167,7 @@ def init_variables(model: ResNet, image_shape: tuple[int, int, int], seed: int) 
       seed: of the run.
 
     Returns:
-      {'params': ..., 'batch_stats': ...} with float32 NumPy arrays.
+      {'params': ..., 'batch_stats': ...} with float32 NumPy arrays, unrolled (`blocks.stack_blocks` for `scan_blocks`).
     """
     last_norm = "bn2" if model.architecture.block == "basic" else "bn3"
 

@@ -16,6 +16,7 @@ from resnet_jax.data import normalize, sources
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 from resnet_jax.models import resnet
+from resnet_jax.models.blocks import stack_blocks, unstack_blocks
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.optimizers import make_optimizer
 from resnet_jax.training.schedules import Schedule, step_schedule
@@ -49,6 +50,14 @@ class Experiment:
         """What a checkpoint of this run is restored into: replicated over the mesh."""
         pixels = normalize.statistics_shapes(self.config.data, self.channels)
         return abstract_state(self.model, self.optimizer, self.image_shape, pixels, parallel.replicated(self.mesh))
+
+    def for_model(self, state: TrainState) -> TrainState:
+        """A state as checkpoints hold it, unrolled, in the form that the model wants."""
+        return stack_blocks(state) if self.model.scan_blocks else state
+
+    def for_checkpoint(self, state: TrainState) -> TrainState:
+        """The inverse of `for_model`."""
+        return unstack_blocks(state) if self.model.scan_blocks else state
 
 
 def open_data(config: TrainConfig, split: str) -> Source:

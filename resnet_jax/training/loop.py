@@ -114,7 +114,7 @@ class Trainer:
         self._run, self._config = run, run.config
         self._train_source, self._test_source = train_source, test_source
         self._checkpoints, self._log, self._stop = checkpoints, log, stop
-        self._state, self._progress = state, progress
+        self._state, self._progress = run.for_model(state), progress
         self._step_fn = compile_train_step(run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh)
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
         self._pending: tuple[int, Metrics] | None = None
@@ -225,7 +225,8 @@ class Trainer:
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
         self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
-        self._checkpoints.save(step, self._state, self._progress, scores.as_metrics() if scores else None)
+        state = self._run.for_checkpoint(self._state)
+        self._checkpoints.save(step, state, self._progress, scores.as_metrics() if scores else None)
 
     def _check_stop(self, step: int) -> None:
         if not self._stop.requested():
@@ -277,12 +278,14 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
 
 
 def describe(run: Experiment, train_source: Source, test_source: Source, state: TrainState) -> str:
-    """Three lines on what runs where, and how."""
+    """A few lines on what runs where, and how."""
     config, device = run.config, run.mesh.devices.flat[0]
     millions = count_parameters({"params": state.params}) / 1e6
     return (
         f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
         f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
         f"{run.mesh.size} x {device.device_kind} ({device.platform}), {config.batch_size} images per step, "
-        f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}"
+        f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}; "
+        f"blocks {'in a loop (scan_blocks)' if run.model.scan_blocks else 'unrolled'}"
+        + (f", stages {run.model.remat} computed again in the backward pass" if run.model.remat else "")
     )
