@@ -217,7 +217,13 @@ def _train_crop(config: TrainConfig) -> Transform:
         return InceptionCrop(data.image_size, data.crop_scale, data.crop_ratio, resample)
     if data.augment in ("pad_crop", "pad_crop_no_flip"):
         return PadCrop(data.image_size, data.pad, flip=data.augment == "pad_crop")
-    return CentreCrop(data.image_size, config.test_resize(data.image_size), resample)
+    return centre_transform(config)
+
+
+def centre_transform(config: TrainConfig) -> Transform:
+    """The centre crop at the training size."""
+    data = config.data
+    return CentreCrop(data.image_size, config.test_resize(data.image_size), Resample(data.resample, data.antialias))
 
 
 def eval_transform(config: TrainConfig) -> Transform:

@@ -53,6 +53,11 @@ def _stack(examples: Sequence[Example]) -> Batch:
     return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
+def shuffled(source: Source, seed: int) -> grain.MapDataset:
+    """An endless stream of indices of the source: each epoch is a permutation of its own."""
+    return grain.MapDataset.range(len(source)).shuffle(seed=seed % 2**32).repeat()
+
+
 class TrainBatches:
     """`batches[k]` is this process's part of global training batch k.
 
@@ -79,7 +84,7 @@ class TrainBatches:
         self.source, self._transform, self._seed = source, transform, seed
         self._batch_size, self._rows, self._steps = batch_size, tuple(rows), steps
         self._repeats, self._skip = repeats, skip
-        self._order = grain.MapDataset.range(len(source)).shuffle(seed=seed % 2**32).repeat()
+        self.order = shuffled(source, seed)
 
     def __len__(self) -> int:
         return self._steps
@@ -95,7 +100,7 @@ class TrainBatches:
     def _image(self, place: int, broken: list[int]) -> tuple[np.ndarray, Record]:
         """The image at a place of the shuffled stream or, with `skip`, the first readable one from there on."""
         for attempt in range(ATTEMPTS):
-            index = int(self._order[place + attempt])
+            index = int(self.order[place + attempt])
             try:
                 return _read(self.source, index)
             except UserError as error:
