@@ -62,7 +62,7 @@ def picture(columns: list[np.ndarray]) -> Image.Image:
     rows, size, _, _ = columns[0].shape
     scale = max(1, 96 // size)
     side = size * scale + GAP
-    grid = np.full((rows * side - GAP, len(columns) * side - GAP + GAP, 3), 255, np.uint8)
+    grid = np.full((rows * side - GAP, len(columns) * side, 3), 255, np.uint8)
     for column, images in enumerate(columns):
         left = column * side + (GAP if column else 0)  # a wider gap after the centre crops
         for row, image in enumerate(images):

@@ -130,8 +130,8 @@ class TestInceptionCrop:
             box = Image.fromarray(pixels).crop((left, top, left + width, top + height))
             want = np.asarray(box.resize((32, 32), Image.BILINEAR))
             got = augment.InceptionCrop(32)(pixels, draw())["image"]
-            flip = not np.array_equal(got, want)
-            np.testing.assert_array_equal(got, want[:, ::-1] if flip else want)
+            flip = np.abs(got.astype(int) - want).max() > 1
+            assert np.abs(got.astype(int) - (want[:, ::-1] if flip else want)).max() <= 1
             flips += flip
         assert 15 < flips < 45
 
