@@ -139,7 +139,11 @@ class TestInceptionCrop:
 class TestErasing:
     def test_boxes_are_torchvisions(self):
         rng = np.random.Generator(np.random.Philox(key=[1, 3]))
-        same_distribution([augment.erased_box(375, 500, 1.0, rng) for _ in range(8000)], GOLDEN["box/erase"])
+        boxes = np.array([augment.erased_box(375, 500, 1.0, rng) for _ in range(8000)])
+        same_distribution(boxes, GOLDEN["box/erase"])
+        areas = boxes[:, 2] * boxes[:, 3] / (375 * 500)
+        assert 0.0195 < areas.min() < 0.021
+        assert 0.325 < areas.max() < 0.332
 
     def test_the_probability(self):
         rng = np.random.Generator(np.random.Philox(key=[1, 3]))
