@@ -22,7 +22,8 @@ class Mixer:
         two, with equal chance.
       label_smoothing: share of a target that is spread evenly over all classes.
       seed: of the run.
-      distance: rows from an image to its partner: those before it are copies of it, with repeated augmentation.
+      distance: rows from an image to its partner: those before it are copies of it, with repeated augmentation. Only so
+        many rows travel between devices.
     """
 
     mixup_alpha: float = 0.0
