@@ -9,7 +9,7 @@ Expected result: 22.85 % top-1, 6.71 % top-5 error, 10 crops (Table 3 of the pap
 PATH holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Evaluation is on the centre 224 x 224 of a shorter side of 256.
 Batch norm is over the whole batch of 256; the authors' eight GPUs normalised 32 images each:
 --config.batch_norm.group_size=32. The rate drops at 150k, 300k and 450k of 600k steps: our reading of Fig. 4, since the
-paper names no steps. Colour augmentation is not implemented yet.
+paper names no steps.
 """
 
 from resnet_jax import recipes

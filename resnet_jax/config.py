@@ -97,12 +97,41 @@ class DataConfig(Section):
     image_size: int = 224
     """Height and width of the network's input."""
     augment: str = "scale_crop"
-    """In training: scale_crop (section 3.4: shorter side drawn from `train_scale`, random crop, flip), pad_crop (section
-    4.2: pad `pad` pixels, random crop, flip), pad_crop_no_flip (for digits and letters), or none."""
+    """In training: scale_crop (section 3.4: shorter side drawn from `train_scale`, random crop, flip), inception_crop (a box
+    of random area and shape, resized, flip: torchvision's RandomResizedCrop), pad_crop (section 4.2: pad `pad` pixels,
+    random crop, flip), pad_crop_no_flip (for digits and letters), or none."""
     train_scale: tuple[int, int] = (256, 480)
     """Range of the shorter side in scale_crop, both ends included."""
     pad: int = 4
     """Pixels of zero padding (after the mean is subtracted) on each side in pad_crop."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Range of the share of the image's area in inception_crop."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of width / height in inception_crop."""
+    resample: str = "bilinear"
+    """How images are resized, in training and at test: bilinear or bicubic."""
+    antialias: bool = True
+    """Resize as Pillow does, which is the field's reference; False: as OpenCV does, faster, with aliases where images
+    shrink (`resnet_jax.data.resample`)."""
+    lighting: float = 0.0
+    """Standard deviation of the principal components' weights in AlexNet's colour augmentation, the paper's "standard color
+    augmentation" (there 0.1); 0: none."""
+    colour_jitter: float = 0.0
+    """Brightness, contrast and saturation in random order, each by a factor in 1 +- this (fb.resnet.torch: 0.4); 0: none."""
+    policy: str = "none"
+    """Random operations on the cropped image: randaugment, trivialaugment (wide), or none."""
+    policy_count: int = 2
+    """Operations per image in randaugment."""
+    policy_magnitude: int = 9
+    """Strength in randaugment, 0 to 30."""
+    random_erasing: float = 0.0
+    """Probability that a random box of the normalised image is set to zero."""
+    repeats: int = 1
+    """Repeated augmentation (Hoffer et al. 2019): so many consecutive positions of the stream show the same image, each
+    augmented in its own way. They are mostly on the same device; an epoch takes so many times as many steps."""
+    on_error: str = "raise"
+    """At a broken image: raise (stop, naming it), or skip: training takes the next image in its place, testing does not
+    score it; either names and counts it."""
     mean: str = "imagenet"
     """Subtracted from pixels in [0, 255]: pixel (per-pixel mean of the training set), channel (its mean per channel),
     imagenet (the known mean per channel), or none. Kept in the checkpoint."""
@@ -116,6 +145,20 @@ class DataConfig(Section):
     """Size of the synthetic training set (a quarter of it for testing)."""
     synthetic_classes: int = 1000
     """Classes of the synthetic set."""
+
+
+@dataclasses.dataclass
+class MixConfig(Section):
+    """What happens to a training batch as a whole, on the device, and to its targets."""
+
+    mixup_alpha: float = 0.0
+    """Mixup (Zhang et al. 2017): every image blended with another, by one share per batch from Beta(alpha, alpha); 0: none.
+    With cutmix too, each batch gets one of the two."""
+    cutmix_alpha: float = 0.0
+    """CutMix (Yun et al. 2019): in every image a box from another one, the same box for a batch; its area is drawn from
+    Beta(alpha, alpha); 0: none."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over all classes (Szegedy et al. 2015: 0.1)."""
 
 
 @dataclasses.dataclass
@@ -154,8 +197,12 @@ class EvaluationConfig(Section):
 
     batch_size: int = 256
     """Images per step, over all devices. It changes speed, never the result."""
+    image_size: int | None = None
+    """Height and width at test; None: `data.image_size`. Where it differs, a mean per pixel is averaged to one colour."""
     resize: int | None = 256
-    """Shorter side before the centre crop of `data.image_size`; None takes images as they are."""
+    """Shorter side before the centre crop; None takes images as they are."""
+    crop_fraction: float | None = None
+    """In place of `resize`: the side of the centre crop as a share of the shorter side (224 / 256 = 0.875)."""
     every: int = 5_000
     """Steps between evaluations; there is always one after the last step. 0: only that one."""
 
@@ -208,11 +255,22 @@ class TrainConfig(Section):
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     batch_norm: BatchNormConfig = dataclasses.field(default_factory=BatchNormConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mix: MixConfig = dataclasses.field(default_factory=MixConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
+
+    def test_size(self) -> int:
+        """Height and width of the network's input at test."""
+        return self.evaluation.image_size or self.data.image_size
+
+    def test_resize(self, size: int | None = None) -> int | None:
+        """Shorter side before a centre crop of `size` (None: `test_size()`); None: images are taken as they are."""
+        if self.evaluation.crop_fraction is None:
+            return self.evaluation.resize
+        return int((size or self.test_size()) / self.evaluation.crop_fraction)
 
 
 def unknown_field(where: str, name: str, valid: list[str]) -> str:

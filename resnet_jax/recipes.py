@@ -6,11 +6,14 @@ from resnet_jax.config import TrainConfig
 def paper_imagenet(model: str) -> TrainConfig:
     """Section 3.4: 600k iterations of 256 images, rate 0.1 divided by 10 when the error plateaus, decay 1e-4.
 
+    Scale jitter, crop, flip and AlexNet's colour augmentation ("standard color augmentation", std 0.1).
+
     The paper names no steps for the drops; 150k, 300k and 450k are our reading of its Fig. 4. Batch norm is over the
     global batch; `batch_norm.group_size=32` is what the authors' eight GPUs did.
     """
     config = TrainConfig()
     config.model.name = model
+    config.data.lighting = 0.1
     return config
 
 

@@ -20,7 +20,10 @@ CHOICES = {
     "model.init_fan": ("fan_in", "fan_out"),
     "model.dtype": ("float32", "bfloat16"),
     "data.source": ("digits", "cifar10", "folder", "synthetic"),
-    "data.augment": ("scale_crop", "pad_crop", "pad_crop_no_flip", "none"),
+    "data.augment": ("scale_crop", "inception_crop", "pad_crop", "pad_crop_no_flip", "none"),
+    "data.resample": ("bilinear", "bicubic"),
+    "data.policy": ("none", "randaugment", "trivialaugment"),
+    "data.on_error": ("raise", "skip"),
     "data.mean": ("pixel", "channel", "imagenet", "none"),
     "data.std": ("none", "channel", "imagenet"),
     "optimizer.name": ("sgd_caffe", "sgd"),
@@ -39,6 +42,15 @@ MINIMUM = {
     "batch_norm.epsilon": 0,
     "data.image_size": 1,
     "data.pad": 0,
+    "data.lighting": 0,
+    "data.colour_jitter": 0,
+    "data.policy_count": 1,
+    "data.policy_magnitude": 0,
+    "data.random_erasing": 0,
+    "data.repeats": 1,
+    "mix.mixup_alpha": 0,
+    "mix.cutmix_alpha": 0,
+    "mix.label_smoothing": 0,
     "data.workers": 0,
     "data.threads": 1,
     "data.synthetic_images": 8,
@@ -50,6 +62,8 @@ MINIMUM = {
     "schedule.warmup_steps": 0,
     "schedule.warmup_learning_rate": 0,
     "evaluation.batch_size": 1,
+    "evaluation.image_size": 1,
+    "evaluation.crop_fraction": 0.01,
     "evaluation.every": 0,
     "checkpoint.every": 0,
     "checkpoint.keep_last": 1,
@@ -61,6 +75,14 @@ MAXIMUM = {
     "steps": 2**31 - 1,
     "seed": 2**32 - 1,
     "batch_norm.momentum": 1,
+    "data.lighting": 10,
+    "data.colour_jitter": 1,
+    "data.policy_magnitude": 30,
+    "data.random_erasing": 1,
+    "mix.mixup_alpha": 1e3,
+    "mix.cutmix_alpha": 1e3,
+    "mix.label_smoothing": 1,
+    "evaluation.crop_fraction": 1,
     "optimizer.learning_rate": 1e6,
     "optimizer.momentum": 1,
     "optimizer.weight_decay": 1e6,
@@ -70,7 +92,7 @@ MAXIMUM = {
 }
 
 # Fields in which a continued run may differ from the stored one: they change where data is, how fast it comes, what is
-# kept and shown and when the run ends, never the numbers of a step.
+# kept and shown, what happens at a broken image and when the run ends, never the numbers of a step.
 MAY_CHANGE = (
     "steps",
     "devices",
@@ -80,6 +102,7 @@ MAY_CHANGE = (
     "data.root",
     "data.workers",
     "data.threads",
+    "data.on_error",
     "evaluation.batch_size",
     "evaluation.every",
     "checkpoint.",
@@ -96,7 +119,8 @@ def _type_error(path: str, value: Any, hint: Any) -> str | None:
         elif typing.get_origin(option) is tuple:
             args = typing.get_args(option)
             length_ok = args[-1] is Ellipsis or (isinstance(value, tuple) and len(value) == len(args))
-            if isinstance(value, tuple) and length_ok and all(type(item) is args[0] for item in value):
+            kinds = (int, float) if args[0] is float else args[:1]
+            if isinstance(value, tuple) and length_ok and all(type(item) in kinds for item in value):
                 return None
         elif option is float:
             if type(value) in (int, float) and math.isfinite(value):
@@ -156,11 +180,7 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
         raise UserError(
             f"data.train_scale={data.train_scale}: need image_size <= low <= high, and data.image_size is {data.image_size}"
         )
-    if config.evaluation.resize is not None and config.evaluation.resize < data.image_size:
-        raise UserError(
-            f"evaluation.resize={config.evaluation.resize} is smaller than data.image_size={data.image_size}; "
-            "make it at least as large, or None for images that already have that size"
-        )
+    _check_augmentation(config)
     if groups is not None and config.batch_size % groups:
         raise UserError(
             f"batch_norm.group_size={groups} does not divide batch_size={config.batch_size}: "
@@ -175,6 +195,25 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
         presets.check_config(config)
     config.freeze()
     return config
+
+
+def _check_augmentation(config: TrainConfig) -> None:
+    data, evaluation = config.data, config.evaluation
+    for name, (low, high), most in (("crop_scale", data.crop_scale, 1), ("crop_ratio", data.crop_ratio, 100)):
+        if not 0 < low <= high <= most:
+            raise UserError(f"data.{name}={getattr(data, name)}: need 0 < low <= high <= {most}")
+    size = config.test_size()
+    if evaluation.crop_fraction is None and evaluation.resize is not None and evaluation.resize < size:
+        name = "data.image_size" if evaluation.image_size is None else "evaluation.image_size"
+        raise UserError(
+            f"evaluation.resize={evaluation.resize} is smaller than {name}={size}; "
+            "make it at least as large, or None for images that already have that size"
+        )
+    if config.batch_size <= data.repeats and (config.mix.mixup_alpha or config.mix.cutmix_alpha):
+        raise UserError(
+            f"mix: batch_size={config.batch_size} holds copies of one image only, with data.repeats={data.repeats}; "
+            "mixing needs two images"
+        )
 
 
 def check_devices(config: TrainConfig, num_devices: int) -> None:

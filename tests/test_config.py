@@ -35,7 +35,7 @@ def test_config_file(path):
     validation.validate(config)
     assert config.batch_norm.group_size is None
     if path.stem != "digits":
-        assert config.model.name.removeprefix("cifar_") == path.stem.removeprefix("cifar10_")
+        assert config.model.name.removeprefix("cifar_") == path.stem.removeprefix("cifar10_").removesuffix("_fb")
 
 
 def test_all_of_the_papers_networks_have_a_config():
@@ -63,6 +63,7 @@ def test_the_papers_recipes():
             "kernels",
         )
     assert imagenet.data.train_scale == (256, 480)
+    assert (imagenet.data.lighting, cifar.data.lighting) == (0.1, 0.0)
     assert imagenet.model.stride_placement == "1x1"
 
 
@@ -100,6 +101,13 @@ def test_every_field_is_documented():
         ("data__source", "folder", "data.source='folder' needs a folder: add --config.data.root=PATH"),
         ("data__augment", "scale_crop", None),
         ("evaluation__resize", 4, "evaluation.resize=4 is smaller than data.image_size=8"),
+        ("data__crop_scale", (0.5, 0.1), "data.crop_scale=(0.5, 0.1): need 0 < low <= high <= 1"),
+        ("data__crop_scale", (0.5, 1), None),
+        ("data__policy", "randaug", "data.policy='randaug' is not known; did you mean 'randaugment'?"),
+        ("data__policy_magnitude", 31, "data.policy_magnitude=31: must be at most 30"),
+        ("data__on_error", "ignore", "data.on_error='ignore' is not known; choose one of: raise, skip"),
+        ("mix__label_smoothing", 1.5, "mix.label_smoothing=1.5: must be at most 1"),
+        ("evaluation__crop_fraction", 1.5, "evaluation.crop_fraction=1.5: must be at most 1"),
         ("batch_norm__group_size", 5, "batch_norm.group_size=5 does not divide batch_size=16"),
         ("checkpoint__keep_last", 0, "checkpoint.keep_last=0: must be at least 1"),
     ],
@@ -123,6 +131,20 @@ def test_plain_networks_take_no_shortcut():
 def test_scale_crop_must_fit():
     config = helpers.digits_config(data__augment="scale_crop", data__train_scale=(6, 12))
     with pytest.raises(UserError, match=r"data\.train_scale=\(6, 12\)"):
+        validation.validate(config)
+
+
+def test_the_tested_size_must_fit():
+    config = helpers.digits_config(evaluation__image_size=12, evaluation__resize=10)
+    with pytest.raises(UserError, match=r"evaluation\.resize=10 is smaller than evaluation\.image_size=12"):
+        validation.validate(config)
+    config.evaluation.crop_fraction = 0.9
+    validation.validate(config)
+
+
+def test_mixing_needs_two_images():
+    config = helpers.digits_config(data__repeats=16, mix__mixup_alpha=0.2)
+    with pytest.raises(UserError, match=r"mix: batch_size=16 holds copies of one image only, with data\.repeats=16"):
         validation.validate(config)
 
 

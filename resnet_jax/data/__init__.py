@@ -1,1 +1,1 @@
-"""Images in, batches out: `sources` -> `decode` -> `augment` -> `pipeline` on the host, `normalize` on the device."""
+"""Images in, batches out: `sources` -> `decode` -> `augment` -> `pipeline` on the host, `normalize`, `mix` on the device."""

@@ -1,17 +1,23 @@
-"""What happens to one image on the host, in NumPy and Pillow: the paper's augmentation and its test-time crops.
+"""What happens to one image on the host: crops, the paper's and the field's, in training and at test time.
 
 A transform takes uint8 pixels `[height, width, channels]` and a random generator (training only) and returns the
-arrays of one example: `image`, uint8 `[size, size, channels]`, and where a mean image must follow the crop, `window`,
-int32 `[3]`: top, left, flip. The mean itself is subtracted on the device (`normalize`).
+arrays of one example: `image`, uint8 `[size, size, channels]`, and what the device is to do with it in float
+(`normalize`), where a config asks for it: `window`, int32 `[3]`: top, left, flip of a padded crop, which a mean image must
+follow; `matrix`, float32 `[3, 3]`, and `shift`, float32 `[3]`: colour (`colour`); `erase`, int32 `[4]`: top, left, height
+and width of what is erased.
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
 from resnet_jax.config import TrainConfig
+from resnet_jax.data.colour import Colour
+from resnet_jax.data.policies import Policy
+from resnet_jax.data.resample import PILLOW_BILINEAR, Resample, mirror
+from resnet_jax.data.resample import resized_window as resized_window  # for those who crop views of their own
 from resnet_jax.errors import UserError
 
 Example = dict[str, np.ndarray]
@@ -21,27 +27,6 @@ class Transform(Protocol):
     """Pixels to the arrays of one example."""
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator | None) -> Example: ...
-
-
-def resized_window(
-    pixels: np.ndarray, resized: tuple[int, int], top: int, left: int, size: int, resample: int = Image.BILINEAR
-) -> np.ndarray:
-    """Cuts a `size` x `size` window out of the image resized to `resized`, without resizing the rest.
-
-    Equal to Pillow's (antialiased) resize of the whole image followed by the crop.
-
-    Args:
-      pixels: uint8 `[height, width, 1 or 3]`.
-      resized: height and width of the whole image after resizing.
-      top, left: of the window, in the resized image.
-      size: height and width of the window.
-      resample: a Pillow filter.
-    """
-    height, width, channels = pixels.shape
-    y, x = height / resized[0], width / resized[1]
-    box = (left * x, top * y, min((left + size) * x, width), min((top + size) * y, height))
-    image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
-    return np.asarray(image.resize((size, size), resample, box)).reshape(size, size, channels)
 
 
 def shorter_side(pixels: np.ndarray, length: int) -> tuple[int, int]:
@@ -59,13 +44,67 @@ class ScaleCrop:
     size: int
     low: int
     high: int
+    resample: Resample = PILLOW_BILINEAR
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> Example:
         height, width = shorter_side(pixels, int(rng.integers(self.low, self.high, endpoint=True)))
         top = int(rng.integers(0, height - self.size, endpoint=True))
         left = int(rng.integers(0, width - self.size, endpoint=True))
-        image = resized_window(pixels, (height, width), top, left, self.size)
-        return {"image": image[:, ::-1] if rng.random() < 0.5 else image}
+        image = self.resample.window(pixels, (height, width), top, left, self.size)
+        return {"image": mirror(image) if rng.random() < 0.5 else image}
+
+
+def random_box(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+    margin: int = 0,
+) -> tuple[int, int, int, int] | None:
+    """A box at random whose share of the area is uniform and whose aspect ratio is log-uniform; None if 10 tries do not fit.
+
+    Args:
+      height, width: of the image.
+      area: range of the share.
+      ratio: range of width / height.
+      rng: random generator.
+      margin: how much smaller than the image the box must be at least, in either direction.
+
+    Returns:
+      top, left, height, width.
+    """
+    low, high = (math.log(value) for value in ratio)
+    for _ in range(10):
+        target, aspect = height * width * rng.uniform(*area), math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width - margin and 0 < h <= height - margin:
+            return int(rng.integers(0, height - h, endpoint=True)), int(rng.integers(0, width - w, endpoint=True)), h, w
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class InceptionCrop:
+    """A box of random area, shape and place, resized to a square, or its mirror image (Szegedy et al. 2014, section 6).
+
+    As torchvision's RandomResizedCrop: where 10 draws do not fit in the image, the largest centre box whose ratio is in
+    range. fb.resnet.torch draws the ratio uniformly, and takes its reciprocal half of the time.
+    """
+
+    size: int
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    resample: Resample = PILLOW_BILINEAR
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> Example:
+        height, width = pixels.shape[:2]
+        box = random_box(height, width, self.area, self.ratio, rng)
+        if box is None:
+            h = min(height, max(1, round(width / self.ratio[0])))
+            w = min(width, max(1, round(height * self.ratio[1])))
+            box = (height - h) // 2, (width - w) // 2, h, w
+        image = self.resample.crop(pixels, *box, self.size)
+        return {"image": mirror(image) if rng.random() < 0.5 else image}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +134,7 @@ class CentreCrop:
 
     size: int
     resize: int | None
+    resample: Resample = PILLOW_BILINEAR
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator | None) -> Example:
         if self.resize is None:
@@ -102,7 +142,7 @@ class CentreCrop:
             return {"image": pixels}
         height, width = shorter_side(pixels, self.resize)
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        return {"image": resized_window(pixels, (height, width), top, left, self.size)}
+        return {"image": self.resample.window(pixels, (height, width), top, left, self.size)}
 
 
 def _check_size(pixels: np.ndarray, size: int) -> None:
@@ -113,16 +153,80 @@ def _check_size(pixels: np.ndarray, size: int) -> None:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """A crop, and what comes on top of it.
+
+    Attributes:
+      crop: the geometry.
+      policy: on the crop; before the crop where that pads, since padding is no part of the image.
+      colour: after the policy.
+      erasing: probability that a box is erased.
+    """
+
+    crop: Transform
+    policy: Policy | None = None
+    colour: Colour | None = None
+    erasing: float = 0.0
+
+    def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> Example:
+        pads = isinstance(self.crop, PadCrop)
+        if self.policy and pads:
+            pixels = self.policy(pixels, rng)
+        example = self.crop(pixels, rng)
+        if self.policy and not pads:
+            example["image"] = self.policy(example["image"], rng)
+        if self.colour:
+            if pixels.shape[-1] != 3:
+                raise UserError(f"images have {pixels.shape[-1]} channel: set data.lighting and data.colour_jitter to 0")
+            example |= self.colour(example["image"] if not pads else pixels, rng)
+        if self.erasing:
+            example["erase"] = erased_box(*example["image"].shape[:2], self.erasing, rng)
+        return example
+
+
+def erased_box(height: int, width: int, probability: float, rng: np.random.Generator) -> np.ndarray:
+    """Random erasing (Zhong et al. 2017) with torchvision's ranges: 2 to 33 % of the area, ratio 0.3 to 3.3.
+
+    Returns:
+      int32 `[4]`: top, left, height, width; the last two are 0 where nothing is erased.
+    """
+    box = None
+    if rng.random() < probability:
+        box = random_box(height, width, (0.02, 0.33), (1 / 3.3, 1 / 0.3), rng, margin=1)  # its ratio is height / width
+    return np.array(box or (0, 0, 0, 0), np.int32)
+
+
 def train_transform(config: TrainConfig) -> Transform:
     """The augmentation that a config asks for."""
+    data, crop = config.data, _train_crop(config)
+    policy = None
+    if data.policy != "none":
+        trivial = data.policy == "trivialaugment"
+        policy = Policy(1 if trivial else data.policy_count, None if trivial else data.policy_magnitude, data.resample)
+    colour = Colour(data.colour_jitter, data.lighting) if data.colour_jitter or data.lighting else None
+    return Augment(crop, policy, colour, data.random_erasing) if policy or colour or data.random_erasing else crop
+
+
+def _train_crop(config: TrainConfig) -> Transform:
     data = config.data
+    resample = Resample(data.resample, data.antialias)
     if data.augment == "scale_crop":
-        return ScaleCrop(data.image_size, *data.train_scale)
+        return ScaleCrop(data.image_size, *data.train_scale, resample)
+    if data.augment == "inception_crop":
+        return InceptionCrop(data.image_size, data.crop_scale, data.crop_ratio, resample)
     if data.augment in ("pad_crop", "pad_crop_no_flip"):
         return PadCrop(data.image_size, data.pad, flip=data.augment == "pad_crop")
-    return eval_transform(config)
+    return centre_transform(config)
+
+
+def centre_transform(config: TrainConfig) -> Transform:
+    """The centre crop at the training size."""
+    data = config.data
+    return CentreCrop(data.image_size, config.test_resize(data.image_size), Resample(data.resample, data.antialias))
 
 
 def eval_transform(config: TrainConfig) -> Transform:
     """The single-view protocol of a config."""
-    return CentreCrop(config.data.image_size, config.evaluation.resize)
+    data = config.data
+    return CentreCrop(config.test_size(), config.test_resize(), Resample(data.resample, data.antialias))

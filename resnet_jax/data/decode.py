@@ -1,5 +1,6 @@
 """Encoded images to pixels: libjpeg-turbo for JPEG, Pillow for everything else."""
 
+import contextlib
 import io
 
 import numpy as np
@@ -25,11 +26,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
       UserError: not an image, or a truncated or broken one.
     """
     if simplejpeg.is_jpeg(data):
-        try:
+        # Pillow has the last word: on CMYK, and on files with a flaw that every other program overlooks.
+        with contextlib.suppress(ValueError):
             return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError as error:
-            if not _is_cmyk(data):
-                raise UserError(_broken(name, error)) from error
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits, which Pillow's own conversion clips
@@ -42,13 +41,6 @@ def decode(data: bytes, name: str) -> np.ndarray:
         raise UserError(f"{name}: not an image file; remove it or replace it") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(_broken(name, error)) from error
-
-
-def _is_cmyk(data: bytes) -> bool:
-    try:
-        return simplejpeg.decode_jpeg_header(data)[2] in ("CMYK", "YCCK")
-    except ValueError:
-        return False
 
 
 def _broken(name: str, error: Exception) -> str:

@@ -71,12 +71,14 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
 
 
 def normalize(batch: Mapping[str, Array], mean: Array, std: Array, pad: int) -> Array:
-    """Subtracts the mean and divides by the standard deviation, in their dtype (float32).
+    """Does in float what the host left to do: colour, the mean subtracted, divided by the deviation, erasing.
 
     Args:
-      batch: `image`, uint8 `[batch, height, width, channels]`; `window`, int32 `[batch, 3]`, if the image is a padded
-        crop (top, left, flip): then the zero-padded mean is cropped in the same way, so that padding stays zero.
-      mean: `[height or 1, width or 1, channels]`.
+      batch: `image`, uint8 `[batch, height, width, channels]`, and where the transform gives them (`augment`): `matrix` and
+        `shift`, float32 `[batch, 3, 3]` and `[batch, 3]`, the colours' affine map; `window`, int32 `[batch, 3]`, if the
+        image is a padded crop (top, left, flip): then the zero-padded mean is cropped in the same way, so that padding
+        stays zero; `erase`, int32 `[batch, 4]`: a box (top, left, height, width) that is zero in the end.
+      mean: `[height or 1, width or 1, channels]`; of another size than the image, its spatial average counts.
       std: `[1, 1, channels]`.
       pad: pixels of padding that `window` refers to.
 
@@ -84,13 +86,40 @@ def normalize(batch: Mapping[str, Array], mean: Array, std: Array, pad: int) -> 
       `[batch, height, width, channels]`, in the dtype of the mean.
     """
     image = batch["image"].astype(mean.dtype)
-    if "window" not in batch:
-        return (image - mean[None]) / std[None]
     height, width, channels = image.shape[1:]
-    padded = jnp.pad(jnp.broadcast_to(mean, (height, width, channels)), ((pad, pad), (pad, pad), (0, 0)))
+    if mean.shape[:2] not in ((1, 1), (height, width)):
+        mean = mean.mean((0, 1), keepdims=True)
+    if "matrix" in batch:  # written out, since an accelerator would round the inputs of a matrix product
+        matrix = batch["matrix"].astype(mean.dtype)[:, None, None]
+        image = sum(image[..., i : i + 1] * matrix[..., i] for i in range(channels))
+    if "shift" in batch:
+        image = image + batch["shift"].astype(mean.dtype)[:, None, None]
+    if "window" in batch:
+        image = image - _cropped(mean, batch["window"], pad, (height, width))
+        if "shift" in batch:
+            inside = _cropped(jnp.ones((1, 1, 1), mean.dtype), batch["window"], pad, (height, width))
+            image = image * inside
+    else:
+        image = image - mean[None]
+    image = image / std[None]
+    return jnp.where(_inside(batch["erase"], height, width), 0, image) if "erase" in batch else image
+
+
+def _cropped(mean: Array, windows: Array, pad: int, size: tuple[int, int]) -> Array:
+    """The zero-padded mean, cropped and mirrored as each of the images, `[batch, height, width, channels]`."""
+    shape = (*size, mean.shape[-1])
+    padded = jnp.pad(jnp.broadcast_to(mean, shape), ((pad, pad), (pad, pad), (0, 0)))
 
     def crop(window: Array) -> Array:
-        part = jax.lax.dynamic_slice(padded, (window[0], window[1], jnp.int32(0)), (height, width, channels))
+        part = jax.lax.dynamic_slice(padded, (window[0], window[1], jnp.int32(0)), shape)
         return jnp.where(window[2] > 0, part[:, ::-1], part)
 
-    return (image - jax.vmap(crop)(batch["window"])) / std[None]
+    return jax.vmap(crop)(windows)
+
+
+def _inside(boxes: Array, height: int, width: int) -> Array:
+    """Whether a pixel is in its image's box (top, left, height, width), bool `[batch, height, width, 1]`."""
+    top, left, down, right = (side[:, None] for side in boxes.T)
+    y, x = jnp.arange(height, dtype=jnp.int32)[None], jnp.arange(width, dtype=jnp.int32)[None]
+    rows, columns = (y >= top) & (y < top + down), (x >= left) & (x < left + right)
+    return rows[:, :, None, None] & columns[:, None, :, None]

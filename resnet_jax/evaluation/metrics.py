@@ -39,12 +39,14 @@ class Scores:
     Attributes:
       top1, top5, count: images.
       loss: summed cross-entropy.
+      skipped: images that were not scored, since they are broken (`data.on_error='skip'`).
     """
 
     top1: int = 0
     top5: int = 0
     count: int = 0
     loss: float = 0.0
+    skipped: int = 0
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Adds the sums of one batch (`batch_scores`)."""
@@ -52,10 +54,12 @@ class Scores:
         self.top5 += int(batch["top5"])
         self.count += int(batch["count"])
         self.loss += float(batch["loss"])
+        self.skipped += int(batch.get("skipped", 0))
 
     def as_metrics(self) -> dict[str, float]:
-        """Accuracies in [0, 1], the mean loss and the number of images."""
-        return {
+        """Accuracies in [0, 1], the mean loss and the number of images, and of those not scored if there are any."""
+        skipped = {"skipped": self.skipped} if self.skipped else {}
+        return skipped | {
             "top1": self.top1 / self.count,
             "top5": self.top5 / self.count,
             "loss": self.loss / self.count,
@@ -64,4 +68,5 @@ class Scores:
 
     def __str__(self) -> str:
         top1, top5 = 100 * self.top1 / self.count, 100 * self.top5 / self.count
-        return f"top-1 {top1:.2f} % ({self.top1}/{self.count}), top-5 {top5:.2f} % ({self.top5}/{self.count})"
+        skipped = f"; NOT SCORED: {self.skipped} broken images" if self.skipped else ""
+        return f"top-1 {top1:.2f} % ({self.top1}/{self.count}), top-5 {top5:.2f} % ({self.top5}/{self.count}){skipped}"

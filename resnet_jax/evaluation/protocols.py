@@ -23,7 +23,8 @@ def compile_eval_step(model: ResNet, pad: int, mesh: Mesh) -> Callable[..., dict
     def run(params: Any, batch_stats: Any, pixels: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict:
         images = normalize(batch, pixels["mean"], pixels["std"], pad)
         logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
-        return batch_scores(logits, batch["label"], batch["mask"])
+        scores = batch_scores(logits, batch["label"], batch["mask"])
+        return scores | ({"skipped": batch["skipped"].sum()} if "skipped" in batch else {})
 
     rep = parallel.replicated(mesh)
     return jax.jit(run, in_shardings=(rep, rep, rep, parallel.by_batch(mesh)), out_shardings=rep)
@@ -38,8 +39,11 @@ def evaluate(
     *,
     progress: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    skipped: pipeline.Skipped | None = None,
 ) -> Scores:
     """Scores every image of `source` once, whatever the batch size and the number of devices.
+
+    With `data.on_error='skip'`, broken images are left out, and the scores say how many.
 
     Args:
       eval_step: `compile_eval_step` of the network.
@@ -49,17 +53,20 @@ def evaluate(
       mesh: of all devices.
       progress: show a bar.
       should_stop: polled between batches.
+      skipped: names the broken images that this process met; None: on the standard output.
 
     Raises:
+      UserError: an image is broken and `data.on_error` is 'raise', or all of them are.
       Stopped: `should_stop` said so; nothing is lost, since evaluating changes nothing.
     """
     batch_size = parallel.round_up(min(config.evaluation.batch_size, len(source)), mesh)
     transform = augment.eval_transform(config)
-    batches = pipeline.EvalBatches(source, transform, batch_size, parallel.local_rows(mesh, batch_size))
+    skip = config.data.on_error == "skip"
+    batches = pipeline.EvalBatches(source, transform, batch_size, parallel.local_rows(mesh, batch_size), skip)
     scores, pending = Scores(), None
     with (
         jax.transfer_guard("disallow"),
-        pipeline.iterate(batches, 0, config.data) as iterator,
+        pipeline.iterate(batches, 0, config.data, skipped or pipeline.Skipped()) as iterator,
         tqdm(total=len(source), unit="img", desc="evaluate", leave=False, disable=not progress) as bar,
     ):
         for batch in iterator:
@@ -73,6 +80,6 @@ def evaluate(
             pending = result
         scores.add(jax.device_get(pending))
         bar.update(scores.count - bar.n)
-    if scores.count != len(source):
+    if scores.count + scores.skipped != len(source):
         raise RuntimeError(f"scored {scores.count} of {len(source)} images: this is a bug, please report it")
     return scores

@@ -66,7 +66,7 @@ def open_data(config: TrainConfig, split: str) -> Source:
     Raises:
       UserError: missing or malformed data, or another number of classes than `model.num_classes`.
     """
-    source = sources.open_source(config.data, split, config.evaluation.resize or config.data.image_size)
+    source = sources.open_source(config.data, split, config.test_resize() or config.test_size())
     wanted = config.model.num_classes
     if wanted is not None and wanted != len(source.classes):
         raise UserError(

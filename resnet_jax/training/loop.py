@@ -15,7 +15,7 @@ import jax
 from resnet_jax import config as config_lib
 from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import augment, normalize, pipeline
+from resnet_jax.data import augment, mix, normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
@@ -115,9 +115,12 @@ class Trainer:
         self._train_source, self._test_source = train_source, test_source
         self._checkpoints, self._log, self._stop = checkpoints, log, stop
         self._state, self._progress = run.for_model(state), progress
-        self._step_fn = compile_train_step(run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh)
+        self._step_fn = compile_train_step(
+            run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh, mix.mixer(self._config)
+        )
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
         self._pending: tuple[int, Metrics] | None = None
+        self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
         self._seconds_before, self._clock = progress.seconds, time.monotonic()
 
@@ -127,12 +130,19 @@ class Trainer:
         rows = parallel.local_rows(self._run.mesh, config.batch_size)
         transform = augment.train_transform(config)
         batches = pipeline.TrainBatches(
-            self._train_source, transform, config.batch_size, rows, config.seed, max(config.steps, start)
+            self._train_source,
+            transform,
+            config.batch_size,
+            rows,
+            config.seed,
+            max(config.steps, start),
+            repeats=config.data.repeats,
+            skip=config.data.on_error == "skip",
         )
         owed = start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)
         if owed:  # stopped during an evaluation
             self._evaluate(start)
-        with pipeline.iterate(batches, start, config.data) as iterator:
+        with pipeline.iterate(batches, start, config.data, self._skipped["train"]) as iterator:
             for step in range(start + 1, config.steps + 1):
                 self._update(step, iterator)
                 scores = self._evaluate(step) if self._evaluation_due(step) else None
@@ -141,6 +151,9 @@ class Trainer:
                     self._save(step, scores)
                 self._check_stop(step)
         self._checkpoints.wait()
+        if broken := self._skipped["train"].names:
+            times, since = self._skipped["train"].count, f" since step {start}" if start else ""
+            self._log.say(f"skipped {len(broken)} broken training images, {times} times in all{since}")
         return owed or start < config.steps
 
     def _evaluation_due(self, step: int) -> bool:
@@ -210,6 +223,7 @@ class Trainer:
                 self._run.mesh,
                 progress=self._log.interactive,
                 should_stop=self._stop.requested,
+                skipped=self._skipped["test"],
             )
         except Stopped:
             self._check_stop(step)
@@ -273,6 +287,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
                 log.say(
                     f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training; "
                     f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
+                    + (f"; NOT SCORED: {final['skipped']} broken images" if "skipped" in final else "")
                 )
     return final
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from resnet_jax import parallel
+from resnet_jax.data.mix import Mixer
 from resnet_jax.data.normalize import normalize
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.schedules import Schedule
@@ -18,13 +19,19 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def loss_and_updates(model: ResNet, params: Any, batch_stats: Any, images: jax.Array, labels: jax.Array) -> tuple:
-    """Mean cross-entropy of a training batch, in at least float32, with (new batch statistics, logits)."""
+def loss_and_updates(model: ResNet, params: Any, batch_stats: Any, images: jax.Array, targets: jax.Array) -> tuple:
+    """Mean cross-entropy of a training batch, in at least float32, with (new batch statistics, logits).
+
+    `targets` are class numbers, int32 `[batch]`, or the classes' shares, `[batch, classes]`.
+    """
     logits, updated = model.apply(
         {"params": params, "batch_stats": batch_stats}, images, train=True, mutable=["batch_stats"]
     )
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-    return loss, (updated["batch_stats"], logits)
+    if targets.ndim == 1:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    else:
+        losses = optax.softmax_cross_entropy(logits, targets.astype(logits.dtype))
+    return losses.mean(), (updated["batch_stats"], logits)
 
 
 def train_step(
@@ -35,23 +42,28 @@ def train_step(
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     pad: int,
+    mixer: Mixer | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update with one global batch.
 
     Args:
       state: before it.
-      batch: image uint8 `[batch, size, size, channels]`, label int32 `[batch]`, and window (`data.augment`) if given.
+      batch: image uint8 `[batch, size, size, channels]`, label int32 `[batch]`, and what the augmentation left to do in
+        float (`data.normalize`).
       model, optimizer, schedule: of the run.
       pad: pixels of padding that `window` refers to.
+      mixer: mixes the batch and softens its targets, if given.
 
     Returns:
-      The state after it, and the batch's metrics before it: loss (mean), correct and count (images), learning_rate, and the
-      parameters' norm after it.
+      The state after it, and the batch's metrics before it: loss (mean), correct and count (images; correct by the label of
+      the image itself, where another is mixed in), learning_rate, and the parameters' norm after it.
     """
-    images = normalize(batch, state.pixels["mean"], state.pixels["std"], pad)
+    images, targets = normalize(batch, state.pixels["mean"], state.pixels["std"], pad), batch["label"]
+    if mixer is not None:
+        images, targets = mixer(images, targets, state.step, model.num_classes)
 
     def loss_of(params: Any) -> tuple:
-        return loss_and_updates(model, params, state.batch_stats, images, batch["label"])
+        return loss_and_updates(model, params, state.batch_stats, images, targets)
 
     (loss, (batch_stats, logits)), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -73,12 +85,17 @@ def train_step(
 
 
 def compile_train_step(
-    model: ResNet, optimizer: optax.GradientTransformation, schedule: Schedule, pad: int, mesh: Mesh
+    model: ResNet,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    pad: int,
+    mesh: Mesh,
+    mixer: Mixer | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """`train_step` over a mesh: the batch split, the state replicated and donated (do not use it afterwards)."""
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, pad=pad)
+        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, pad=pad, mixer=mixer)
 
     rep = parallel.replicated(mesh)
     return jax.jit(run, in_shardings=(rep, parallel.by_batch(mesh)), out_shardings=(rep, rep), donate_argnums=0)

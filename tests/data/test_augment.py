@@ -9,6 +9,10 @@ from resnet_jax import recipes
 from resnet_jax.data import augment, normalize
 from resnet_jax.data.sources import ArraySource, SyntheticSource
 from resnet_jax.errors import UserError
+from tests import helpers
+
+GOLDEN = np.load(helpers.ROOT / "tests/golden/augment.npz")
+QUANTILES = np.linspace(0.02, 0.98, 25)  # as in tests/golden/make_augment.py
 
 
 def photo(height=120, width=150, channels=3):
@@ -84,6 +88,139 @@ class TestPadCrop:
     def test_wrong_size(self):
         with pytest.raises(UserError, match=r"an image is 30x32 but data\.image_size is 32"):
             augment.PadCrop(32, 4, flip=True)(photo(30, 32), np.random.default_rng(0))
+
+
+def same_distribution(boxes, golden):
+    """Areas, ratios, tops and lefts of boxes (top, left, height, width) in 375 x 500, against torchvision's quantiles."""
+    top, left, height, width = np.array(boxes, float).T
+    for ours, theirs in zip((height * width, width / height, top, left), golden.T, strict=True):
+        # The shares of our draws below their quantiles; a box's sides are whole, so many draws are equal.
+        below = np.array([(np.mean(ours < q) + np.mean(ours <= q)) / 2 for q in theirs])
+        # 40,000 draws there, 8,000 here: a standard deviation of at most 0.006.
+        np.testing.assert_allclose(below, QUANTILES, atol=0.02)
+
+
+class TestInceptionCrop:
+    def test_boxes_are_torchvisions(self):
+        rng = np.random.Generator(np.random.Philox(key=[1, 2]))
+        boxes = [augment.random_box(375, 500, (0.08, 1.0), (3 / 4, 4 / 3), rng) for _ in range(8000)]
+        same_distribution([box for box in boxes if box], GOLDEN["box/crop"])
+        areas = np.array([box[2] * box[3] / (375 * 500) for box in boxes if box])
+        assert 0.079 < areas.min() < 0.085
+
+    @pytest.mark.parametrize("size", ["100x1000", "1000x100", "2x300"])
+    def test_an_image_of_extreme_shape_gives_its_centre(self, size):
+        height, width = map(int, size.split("x"))
+        boxes = []
+
+        class Spy:
+            def crop(self, pixels, *box):
+                boxes.append(box)
+                return photo(4, 4)
+
+        rng = np.random.Generator(np.random.Philox(key=[1, 2]))
+        augment.InceptionCrop(4, (1.0, 1.0), resample=Spy())(np.zeros((height, width, 3), np.uint8), rng)
+        assert boxes == [(*GOLDEN[f"fallback/{size}"], 4)]
+
+    def test_is_the_box_resized_or_its_mirror(self):
+        pixels, flips = photo(60, 80), 0
+        for i in range(60):
+            draw = lambda i=i: np.random.Generator(np.random.Philox(key=[1, i]))  # noqa: E731
+            top, left, height, width = augment.random_box(60, 80, (0.08, 1.0), (3 / 4, 4 / 3), draw())
+            box = Image.fromarray(pixels).crop((left, top, left + width, top + height))
+            want = np.asarray(box.resize((32, 32), Image.BILINEAR))
+            got = augment.InceptionCrop(32)(pixels, draw())["image"]
+            flip = np.abs(got.astype(int) - want).max() > 1
+            assert np.abs(got.astype(int) - (want[:, ::-1] if flip else want)).max() <= 1
+            flips += flip
+        assert 15 < flips < 45
+
+
+class TestErasing:
+    def test_boxes_are_torchvisions(self):
+        rng = np.random.Generator(np.random.Philox(key=[1, 3]))
+        boxes = np.array([augment.erased_box(375, 500, 1.0, rng) for _ in range(8000)])
+        same_distribution(boxes, GOLDEN["box/erase"])
+        areas = boxes[:, 2] * boxes[:, 3] / (375 * 500)
+        assert 0.0195 < areas.min() < 0.021
+        assert 0.325 < areas.max() < 0.332
+
+    def test_the_probability(self):
+        rng = np.random.Generator(np.random.Philox(key=[1, 3]))
+        boxes = [augment.erased_box(32, 32, 0.25, rng) for _ in range(4000)]
+        assert 900 < sum(box[2] > 0 for box in boxes) < 1100
+
+    def test_the_box_is_zero_after_normalisation(self):
+        images = np.stack([photo(12, 14)] * 3)
+        erase = np.array([[2, 3, 4, 5], [0, 0, 0, 0], [11, 0, 1, 14]], np.int32)
+        mean, std = np.full((1, 1, 3), 7, np.float32), np.full((1, 1, 3), 2, np.float32)
+        want = (images.astype(np.float32) - 7) / 2
+        want[0, 2:6, 3:8] = 0
+        want[2, 11] = 0
+        np.testing.assert_array_equal(normalize.normalize({"image": images, "erase": erase}, mean, std, 0), want)
+
+
+class TestTrainTransform:
+    def config(self, **data):
+        config = recipes.paper_imagenet("resnet18")
+        config.data.image_size, config.data.train_scale = 32, (40, 64)
+        for name, value in data.items():
+            setattr(config.data, name, value)
+        return config
+
+    def test_the_papers(self):
+        transform = augment.train_transform(self.config())
+        assert isinstance(transform.crop, augment.ScaleCrop)
+        assert (transform.colour.lighting, transform.colour.jitter) == (0.1, 0.0)
+        assert (transform.policy, transform.erasing) == (None, 0.0)
+
+    def test_everything_at_once_is_a_function_of_the_draw(self):
+        fields = {"augment": "inception_crop", "colour_jitter": 0.4, "policy": "randaugment", "random_erasing": 0.5}
+        transform, digests = augment.train_transform(self.config(**fields)), set()
+        for i in (0, 1, 2, 0, 1, 2):
+            example = transform(photo(), np.random.Generator(np.random.Philox(key=[0, i])))
+            assert {name: (v.shape, str(v.dtype)) for name, v in example.items()} == {
+                "image": ((32, 32, 3), "uint8"),
+                "matrix": ((3, 3), "float32"),
+                "shift": ((3,), "float32"),
+                "erase": ((4,), "int32"),
+            }
+            digests.add(b"".join(value.tobytes() for value in example.values()))
+        assert len(digests) == 3
+
+    def test_a_policy_goes_before_padding(self):
+        """Otherwise padding would be moved, and the mean would not follow."""
+        seen = []
+
+        def policy(pixels, rng):
+            seen.append(pixels.shape)
+            return pixels
+
+        for crop in (augment.PadCrop(8, 2, flip=True), augment.InceptionCrop(6)):
+            augment.Augment(crop, policy)(photo(8, 8), np.random.Generator(np.random.Philox(key=[0, 1])))
+        assert seen == [(8, 8, 3), (6, 6, 3)]
+
+
+class TestTestSize:
+    def view(self, **fields):
+        config = recipes.paper_imagenet("resnet18")
+        for name, value in fields.items():
+            setattr(config.evaluation, name, value)
+        view = augment.eval_transform(config)
+        return view.size, view.resize
+
+    def test_size_and_fraction(self):
+        assert self.view() == (224, 256)
+        assert self.view(crop_fraction=0.875) == (224, 256)
+        assert self.view(crop_fraction=0.95, image_size=288) == (288, 303)  # timm rounds down too
+        assert self.view(image_size=288, resize=320) == (288, 320)
+        assert self.view(crop_fraction=1.0) == (224, 224)
+
+    def test_a_mean_of_another_size_is_averaged(self):
+        mean = np.random.RandomState(1).uniform(0, 255, (8, 8, 3)).astype(np.float32)
+        image = photo(12, 12)
+        got = normalize.normalize({"image": image[None]}, mean, np.ones((1, 1, 3), np.float32), pad=0)
+        np.testing.assert_allclose(got[0], image - mean.astype(np.float64).mean((0, 1)), atol=1e-3)
 
 
 class TestCentreCrop:

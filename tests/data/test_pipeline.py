@@ -117,3 +117,89 @@ def test_an_image_of_another_size_is_named():
     stream = pipeline.EvalBatches(source(), augment.CentreCrop(9, None), 4, range(4))
     with pytest.raises(UserError, match=r"^x\[0\]: an image is 8x8 but data\.image_size is 9"):
         stream[0]
+
+
+def crop():
+    return augment.PadCrop(8, 2, flip=True)
+
+
+def test_repeats_show_the_image_again_and_draw_anew():
+    once = np.concatenate([batches()[k]["label"] for k in range(10)])
+    stream = pipeline.TrainBatches(source(), crop(), BATCH, range(BATCH), 7, 10, repeats=3)
+    labels = np.concatenate([stream[k]["label"] for k in range(10)])
+    np.testing.assert_array_equal(labels, np.repeat(once, 3)[:160])
+    windows = np.concatenate([stream[k]["window"] for k in range(10)])
+    np.testing.assert_array_equal(windows, np.concatenate([batches()[k]["window"] for k in range(10)]))
+    for rows in ([0, 1, 2], [5], range(8, 16)):  # hosts
+        part = pipeline.TrainBatches(source(), crop(), BATCH, rows, 7, 10, repeats=3)[4]
+        np.testing.assert_array_equal(part["image"], stream[4]["image"][list(rows)])
+
+
+class SomeBroken(sources.ArraySource):
+    """Some records hold bytes that are no image."""
+
+    broken = (3, 17, 18)
+
+    def __getitem__(self, index):
+        record = super().__getitem__(index)
+        if index in self.broken:
+            return sources.Record(b"no image", record.label, f"folder/{index}.jpg")
+        return record
+
+
+def some_broken(broken=SomeBroken.broken):
+    base = source()
+    made = SomeBroken(base.images, base.labels, base.classes, "x")
+    made.broken = tuple(broken)
+    return made
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(0, 1), (0, 3), (2, 1)])
+def test_broken_images_are_replaced_by_the_next(workers, threads):
+    whole = [pipeline.TrainBatches(source(), crop(), BATCH, range(BATCH), 7, 12)[k] for k in range(12)]
+    order = np.concatenate([batch["label"] for batch in whole])
+    stream = pipeline.TrainBatches(some_broken(), crop(), BATCH, range(BATCH), 7, 10, skip=True)
+    said = []
+    skipped = pipeline.Skipped(said.append)
+    with pipeline.iterate(stream, 0, data(workers=workers, threads=threads), skipped) as iterator:
+        got = list(iterator)
+    assert set(got[0]) == {"image", "label", "window"}
+    labels, windows = (np.concatenate([batch[name] for batch in got]) for name in ("label", "window"))
+    want = [next(label for label in order[place:] if label not in SomeBroken.broken) for place in range(160)]
+    np.testing.assert_array_equal(labels, want)
+    np.testing.assert_array_equal(windows, np.concatenate([batch["window"] for batch in whole])[:160])
+    assert len(said) == 3
+    assert set(said) == {
+        f"skipped: folder/{index}.jpg: not an image file; remove it or replace it" for index in SomeBroken.broken
+    }
+    assert skipped.count >= np.isin(order[:160], SomeBroken.broken).sum() >= 9
+
+
+def test_without_skip_a_broken_image_is_an_error():
+    with pytest.raises(UserError, match=r"folder/\d+\.jpg: not an image"):
+        [pipeline.TrainBatches(some_broken(), crop(), BATCH, range(BATCH), 7, 10)[k] for k in range(4)]
+    with pytest.raises(UserError, match=r"folder/3\.jpg: not an image"):
+        pipeline.EvalBatches(some_broken(), augment.CentreCrop(8, None), BATCH, range(BATCH))[0]
+
+
+def test_when_nothing_can_be_read_it_is_not_the_images():
+    with pytest.raises(UserError, match="100 images in a row cannot be read; the last one: folder/"):
+        pipeline.TrainBatches(some_broken(range(COUNT)), crop(), BATCH, range(BATCH), 7, 10, skip=True)[0]
+    with pytest.raises(UserError, match="the first 50 test images cannot be read"):
+        pipeline.EvalBatches(some_broken(range(COUNT)), augment.CentreCrop(8, None), 4, range(4), skip=True)[0]
+
+
+@pytest.mark.parametrize("broken", [(3, 17, 18), (0, 49)])
+def test_evaluation_leaves_broken_images_out_and_says_so(broken):
+    stream = pipeline.EvalBatches(some_broken(broken), augment.CentreCrop(8, None), BATCH, range(BATCH), skip=True)
+    said = []
+    with pipeline.iterate(stream, 0, data(), pipeline.Skipped(said.append)) as iterator:
+        got = {name: np.concatenate(parts) for name, parts in _columns(iterator).items()}
+    np.testing.assert_array_equal(got["label"][got["mask"]], [i for i in range(COUNT) if i not in broken])
+    np.testing.assert_array_equal(np.flatnonzero(got["skipped"]), broken)
+    assert len(said) == len(broken)
+
+
+def _columns(batches):
+    batches = list(batches)
+    return {name: [batch[name] for batch in batches] for name in batches[0]}

@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from resnet_jax.config import DataConfig
@@ -66,6 +67,26 @@ class TestDecode:
     def test_floating_point_pixels_are_refused(self):
         with pytest.raises(UserError, match="floating-point pixels"):
             decode(encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "x.tif")
+
+    def test_exif_rotation_is_ignored(self):
+        exif = Image.Exif()
+        exif[0x0112] = 6  # a quarter turn
+        for kind in ("JPEG", "PNG"):
+            assert decode(encoded(Image.fromarray(smooth_rgb()), kind, exif=exif), "x").shape == (24, 32, 3)
+
+    def test_flaws_that_pillow_overlooks(self):
+        """Bytes of no use between two segments: libjpeg warns and goes on."""
+        data = encoded(Image.fromarray(smooth_rgb()), quality=95)
+        place = data.index(b"\xff\xdb")
+        flawed = data[:place] + b"\x12\x34" + data[place:]
+        with pytest.raises(ValueError, match="extraneous"):
+            simplejpeg.decode_jpeg(flawed)
+        assert np.abs(decode(flawed, "x").astype(int) - decode(data, "x")).max() <= 1
+
+    def test_truncated_progressive_jpeg(self):
+        data = encoded(Image.fromarray(pixels(64, 64)), progressive=True)
+        with pytest.raises(UserError, match="broken or truncated"):
+            decode(data[: len(data) // 2], "x.jpg")
 
     def test_truncated_jpeg(self):
         data = encoded(Image.fromarray(pixels(64, 64)))

@@ -86,6 +86,30 @@ class TestEvaluate:
             self.score(network, 7, 1, should_stop=lambda: True)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_broken_images_are_not_scored_and_the_result_says_so(network, devices, capsys):
+    source, model, state, logits = network
+    broken = [0, 5, 359]
+
+    class Broken(sources.ArraySource):
+        def __getitem__(self, index):
+            record = super().__getitem__(index)
+            return sources.Record(b"", record.label, f"{index}.jpg") if index in broken else record
+
+    mesh = parallel.make_mesh(devices)
+    test = Broken(source.images, source.labels, source.classes, "x")
+    config = helpers.digits_config(evaluation__batch_size=100, data__on_error="skip")
+    scores = evaluate(
+        compile_eval_step(model, 0, mesh), parallel.put_replicated(state, mesh), test, helpers.validated(config), mesh
+    )
+    kept = np.delete(np.arange(360), broken)
+    assert (scores.count, scores.skipped) == (357, 3)
+    assert scores.top1 == (logits.argmax(1) == source.labels)[kept].sum()
+    assert str(scores).endswith("; NOT SCORED: 3 broken images")
+    assert scores.as_metrics()["skipped"] == 3
+    assert capsys.readouterr().out.count("skipped: ") == 3
+
+
 def test_scores_add_up():
     scores = Scores()
     scores.add({"top1": 1, "top5": 2, "count": 3, "loss": 4.0})

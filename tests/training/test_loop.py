@@ -302,3 +302,46 @@ def test_synthetic_needs_no_folder(tmp_path):
     )
     assert train(config, tmp_path)["images"] == 16
     assert jax.device_count() == 8
+
+
+def test_every_augmentation_and_broken_images_end_to_end(tmp_path, capsys):
+    rng = np.random.RandomState(0)
+    for split, count in (("train", 6), ("val", 5)):
+        for label in range(3):
+            folder = tmp_path / "images" / split / f"class{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.randint(0, 256, (40, 50, 3)).astype(np.uint8)).save(folder / f"{i}.jpg")
+        (folder / "1.jpg").write_bytes(b"no image")
+
+    config = valid(
+        data__source="folder",
+        data__root=str(tmp_path / "images"),
+        data__image_size=24,
+        data__augment="inception_crop",
+        data__resample="bicubic",
+        data__antialias=False,
+        data__mean="imagenet",
+        data__lighting=0.1,
+        data__colour_jitter=0.4,
+        data__policy="randaugment",
+        data__random_erasing=0.5,
+        data__repeats=2,
+        data__on_error="skip",
+        mix__mixup_alpha=0.2,
+        mix__label_smoothing=0.1,
+        evaluation__image_size=32,
+        evaluation__crop_fraction=0.875,
+        evaluation__every=0,
+        steps=2,
+        batch_size=24,
+    )
+
+    final = train(config, tmp_path / "run")
+    said = capsys.readouterr().out
+    assert (final["images"], final["skipped"]) == (14, 1)
+    assert final["loss"] > 0
+    for split in ("train", "val"):
+        assert said.count(f"{split}/class2/1.jpg: not an image file") == 1
+    assert "skipped 1 broken training images" in said
+    assert said.rstrip().endswith("; NOT SCORED: 1 broken images")
