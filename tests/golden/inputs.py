@@ -13,6 +13,31 @@ MEAN = np.array([120.0, 118.0, 104.0])
 STD = np.array([64.0, 60.0, 56.0])
 
 
+# What parity.npz holds: a name for the case, the network, and its settings (`ModelConfig`).
+NETWORKS: dict[str, tuple[str, dict]] = {
+    "resnet18_3x3": ("resnet18", {}),
+    "resnet34_3x3": ("resnet34", {}),
+    **{
+        f"resnet{depth}_{placement}": (f"resnet{depth}", {"stride_placement": placement})
+        for depth in (50, 101, 152)
+        for placement in ("1x1", "3x3")
+    },
+    "resnet18_A": ("resnet18", {"shortcut": "A"}),
+    "resnet18_C": ("resnet18", {"shortcut": "C"}),
+    "plain18": ("plain18", {}),
+    "plain34": ("plain34", {}),
+    "cifar_resnet20_both": ("cifar_resnet20", {"zero_channels": "both"}),
+    "cifar_resnet56_end": ("cifar_resnet56", {"zero_channels": "end"}),
+    "cifar_resnet110_end": ("cifar_resnet110", {"zero_channels": "end"}),
+    "cifar_plain20": ("cifar_plain20", {}),
+}
+
+
+def size_of(key: str) -> int:
+    """Height and width of the images of a case."""
+    return 32 if key.startswith("cifar") or key == "published" else SIZE
+
+
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A float64 starting value in torchvision's name and layout: random scales, biases and statistics too."""
     draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
@@ -25,10 +50,10 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return 0.3 * draw
 
 
-def batch(step: int) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images `[BATCH, SIZE, SIZE, 3]` and int32 labels of one step."""
+def batch(step: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 images `[BATCH, size, size, 3]` and int32 labels of one step."""
     rng = np.random.RandomState(1000 + step)
-    return rng.randint(0, 256, (BATCH, SIZE, SIZE, 3)).astype(np.uint8), rng.randint(0, CLASSES, BATCH).astype(np.int32)
+    return rng.randint(0, 256, (BATCH, size, size, 3)).astype(np.uint8), rng.randint(0, CLASSES, BATCH).astype(np.int32)
 
 
 def projection(name: str, value: np.ndarray) -> list[float]:

@@ -1,6 +1,7 @@
-"""The ImageNet networks compute what torchvision's compute: every stage, the loss, all gradients, the statistics.
+"""The networks compute what PyTorch's compute: every stage, the loss, all gradients, the statistics.
 
-The golden values are torchvision's in float64 (tests/golden/make_parity.py), with random scales, biases and statistics.
+The golden values are PyTorch's in float64 (tests/golden/make_parity.py), with random scales, biases and statistics:
+torchvision's networks for ImageNet, function calls on the published weights' layout for CIFAR.
 """
 
 import functools
@@ -13,12 +14,17 @@ import pytest
 
 from resnet_jax.config import BatchNormConfig, ModelConfig
 from resnet_jax.models import resnet
+from resnet_jax.weights import formats
 from resnet_jax.weights.torchvision import from_torch_layout, to_torch_layout, torch_name
 from tests import helpers
 from tests.golden import inputs
 
-FAST = ["resnet18_3x3", "resnet50_1x1", "resnet50_3x3"]
-SLOW = ["resnet34_3x3", "resnet101_1x1", "resnet101_3x3", "resnet152_1x1", "resnet152_3x3"]
+SLOW = [
+    *("resnet34_3x3", "resnet101_1x1", "resnet101_3x3", "resnet152_1x1", "resnet152_3x3"),
+    *("plain34", "cifar_resnet110_end"),
+]
+FAST = [key for key in inputs.NETWORKS if key not in SLOW]
+PUBLISHED = helpers.ROOT.parent / "shared/data/cifar_resnet_weights/resnet20-12fca82f.th"
 
 
 @functools.cache
@@ -28,8 +34,8 @@ def golden():
 
 
 def network(key, dtype):
-    name, placement = key.split("_")
-    config = ModelConfig(name=name, stride_placement=placement, max_pool="torch")
+    name, fields = ("cifar_resnet20", {"zero_channels": "both"}) if key == "published" else inputs.NETWORKS[key]
+    config = ModelConfig(name=name, **{"stride_placement": "3x3", "max_pool": "torch", **fields})
     model = resnet.build(config, BatchNormConfig(), inputs.CLASSES).clone(dtype=dtype)
 
     def start(path, leaf):
@@ -37,8 +43,13 @@ def network(key, dtype):
         shape = to_torch_layout(np.empty(leaf.shape)).shape
         return from_torch_layout(inputs.tensor(name, shape)).astype(dtype)
 
-    variables = jax.tree_util.tree_map_with_path(start, resnet.variable_shapes(model, (inputs.SIZE, inputs.SIZE, 3)))
-    images, labels = inputs.batch(0)
+    size = inputs.size_of(key)
+    shapes = resnet.variable_shapes(model, (size, size, 3))
+    if key == "published":
+        variables = jax.tree.map(lambda leaf: leaf.astype(dtype), formats.load(f"akamaster:{PUBLISHED}", shapes))
+    else:
+        variables = jax.tree_util.tree_map_with_path(start, shapes)
+    images, labels = inputs.batch(0, size)
     return model, variables, ((images - inputs.MEAN) / inputs.STD).astype(dtype), labels
 
 
@@ -85,7 +96,14 @@ def test_everything_in_float64(x64, key):
     compare(compute(key, np.float64), key, 1e-9)
 
 
-@pytest.mark.parametrize("key", ["resnet50_1x1"] + [pytest.param(key, marks=pytest.mark.slow) for key in SLOW])
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published weights are not at hand")
+def test_published_weights_in_float64(x64):
+    compare(compute("published", np.float64), "published", 1e-9)
+
+
+@pytest.mark.parametrize(
+    "key", ["resnet50_1x1", "cifar_resnet20_both"] + [pytest.param(key, marks=pytest.mark.slow) for key in SLOW]
+)
 def test_logits_in_float32(key):
     values = compute(key, np.float32)
     compare(values, key, 1e-5, ["eval/logits"])
