@@ -134,7 +134,9 @@ class DataConfig(Section):
     score it; either names and counts it."""
     mean: str = "imagenet"
     """Subtracted from pixels in [0, 255]: pixel (per-pixel mean of the training set), channel (its mean per channel),
-    imagenet (the known mean per channel), or none. Kept in the checkpoint."""
+    imagenet (the known mean per channel), none, or the path of a mean image: Caffe's .binaryproto, or .npy with floats
+    [height, width, 3], RGB in [0, 255]; taken per pixel if it has the size of `image_size`, else its average over all
+    pixels. Kept in the checkpoint."""
     std: str = "none"
     """Divided by afterwards: none (the paper), channel (of the training set) or imagenet."""
     workers: int = 0

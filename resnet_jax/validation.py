@@ -144,6 +144,8 @@ def _check_fields(config: Section, prefix: str = "") -> None:
             raise UserError(problem)
         if value is None:
             continue
+        if path == "data.mean" and str(value).endswith(presets.MEAN_FILES):
+            continue
         if path in CHOICES and value not in CHOICES[path]:
             near = difflib.get_close_matches(str(value), CHOICES[path], n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(CHOICES[path])}"

@@ -75,6 +75,11 @@ def flat(tree) -> dict[str, np.ndarray]:
     }
 
 
+def flat_shapes(tree) -> list[str]:
+    """The names of a tree's leaves, as in `flat`; they need not be arrays."""
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 def assert_same_bits(one, other) -> None:
     one, other = flat(one), flat(other)
     assert one.keys() == other.keys()

@@ -1,5 +1,6 @@
 """Pixels to network inputs, on the device: the mean subtracted, per channel or per pixel (sections 3.4 and 4.2)."""
 
+import pathlib
 from collections.abc import Mapping
 
 import jax
@@ -9,6 +10,8 @@ import numpy as np
 from resnet_jax.config import DataConfig
 from resnet_jax.data.sources import ArraySource, Source
 from resnet_jax.errors import UserError
+from resnet_jax.weights.caffe import read_mean
+from resnet_jax.weights.presets import MEAN_FILES
 
 Array = jax.Array
 
@@ -19,7 +22,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 
 def statistics_shapes(data: DataConfig, channels: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of what `statistics` returns, for the same config."""
-    side = data.image_size if data.mean == "pixel" else 1
+    side = data.image_size if data.mean == "pixel" or data.mean.endswith(MEAN_FILES) else 1
     return {
         "mean": jax.ShapeDtypeStruct((side, side, channels), jnp.float32),
         "std": jax.ShapeDtypeStruct((1, 1, channels), jnp.float32),
@@ -59,6 +62,8 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
             raise UserError(
                 f"data.mean='pixel': images are {mean.shape[0]}x{mean.shape[1]}, data.image_size is {data.image_size}"
             )
+    elif data.mean.endswith(MEAN_FILES):
+        mean = _mean_image(data, channels)
     elif data.mean == "channel":
         mean = source.images.mean((0, 1, 2), dtype=np.float64).reshape(1, 1, channels)
     else:
@@ -68,6 +73,16 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
     else:
         std = np.asarray({"none": (1.0,) * channels, "imagenet": IMAGENET_STD}[data.std])
     return {"mean": mean.astype(np.float32), "std": std.reshape(1, 1, channels).astype(np.float32)}
+
+
+def _mean_image(data: DataConfig, channels: int) -> np.ndarray:
+    path = pathlib.Path(data.mean).expanduser()
+    if not path.is_file():
+        raise UserError(f"data.mean={data.mean}: no such file")
+    if channels != 3:
+        raise UserError(f"data.mean={data.mean}: images have {channels} channels; use 'channel'")
+    mean, size = read_mean(path), data.image_size
+    return mean if mean.shape[:2] == (size, size) else np.broadcast_to(mean.mean((0, 1)), (size, size, 3))
 
 
 def normalize(batch: Mapping[str, Array], mean: Array, std: Array, pad: int) -> Array:

@@ -10,14 +10,17 @@ import safetensors
 import safetensors.numpy
 
 from resnet_jax.errors import UserError
+from resnet_jax.weights.caffe import read_caffemodel
 from resnet_jax.weights.presets import FORMATS, parse
 from resnet_jax.weights.pth import read_pth
 from resnet_jax.weights.torchvision import from_torch_layout, to_torch_layout, torch_name
 
 
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+def _read(kind: str, path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"init: no file {path}")
+    if kind == "caffe":
+        return read_caffemodel(path)
     if path.suffix != ".safetensors":
         return read_pth(path)
     try:
@@ -57,7 +60,7 @@ def load(spec: str, shapes: Any, with_head: bool = True) -> Any:
       UserError: no such file or format, or weights of another network, with the first tensors that differ.
     """
     kind, path = parse(spec)
-    tensors = _canonical(_read(path), FORMATS[kind].head)
+    tensors = _canonical(_read(kind, path), FORMATS[kind].head)
     if not with_head:
         shapes = {**shapes, "params": {name: tree for name, tree in shapes["params"].items() if name != "head"}}
         tensors = {name: value for name, value in tensors.items() if not name.startswith("fc.")}
