@@ -103,3 +103,15 @@ def test_train_then_evaluate(tmp_path):
     assert "no config.json in it" in call("eval.py", f"--workdir={tmp_path / 'x'}").stderr
     unknown = call("eval.py", f"--workdir={tmp_path}", "--config.data.rot=x").stderr
     assert unknown.startswith("error: --config.data.rot=x: config.data has no field 'rot'; did you mean 'root'?")
+
+
+def test_feature_example(tmp_path):
+    """It runs on any image folder, and tells apart what random features can: two colours."""
+    for split in ("train", "val"):
+        for name, colour in (("red", (200, 30, 30)), ("blue", (30, 30, 200))):
+            (tmp_path / split / name).mkdir(parents=True)
+            for index in range(3):
+                Image.new("RGB", (40, 36 + index), colour).save(tmp_path / split / name / f"{index}.png")
+    done = call("examples/features.py", f"--root={tmp_path}", "--network=cifar_resnet8")
+    assert "stage3 [6, 8, 8, 64]" in done.stdout, done.stderr
+    assert "6 of 6 held-out images right" in done.stdout
