@@ -38,10 +38,13 @@ def _canonical(tensors: Mapping[str, np.ndarray], head: str) -> dict[str, np.nda
             name = "fc." + name.removeprefix(f"{head}.")
         if not name.endswith("num_batches_tracked"):
             named[name] = value
-    for name in [name for name in named if name.endswith(".bias") and named[name.replace("bias", "weight")].ndim == 4]:
+    for name in [name for name in named if name.endswith(".bias")]:
         layer = name.removesuffix(".bias")
         norm = layer[:-1] + "1" if layer.endswith("downsample.0") else layer.replace("conv", "bn")
-        named[f"{norm}.running_mean"] = named[f"{norm}.running_mean"] - named.pop(name)
+        kernel, mean = named.get(f"{layer}.weight"), named.get(f"{norm}.running_mean")
+        # Without such a batch norm it is of another network, which `load` will say.
+        if kernel is not None and kernel.ndim == 4 and mean is not None and mean.shape == named[name].shape:
+            named[f"{norm}.running_mean"] = mean - named.pop(name)
     return named
 
 

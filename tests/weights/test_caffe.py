@@ -190,6 +190,7 @@ def test_what_is_refused(tmp_path):
     whole_model(path, skip=["res4c_branch2b"])
     refused(path.read_bytes(), r"x.caffemodel: has no layer3.2.conv2.weight")
     refused(path.read_bytes()[:-1000], "x.caffemodel: not a Caffe file, or a truncated one")
+    refused(layer("conv1", np.ones((64, 3, 7, 7)), np.ones(64)), r"x.caffemodel: has no bn1\.running_mean|has no ")
     refused(b"hello, I am a text file", "not a Caffe file|holds no weights")
     refused(b"", "holds no weights")
     refused(layer("ip1", np.ones((2, 3))), "layer 'ip1' with 1 arrays is none of the authors' ResNets'")
