@@ -102,17 +102,21 @@ def open_splits(data: DataConfig, split: str) -> dict[str, sources.Source]:
     return opened
 
 
-def _sample(source: sources.Source) -> tuple[str, set[tuple[int, ...]], bool]:
-    """A digest of a few images of a source, the sizes of those that are whole, and whether any is encoded."""
-    digest, shapes, encoded = hashlib.sha256(), set(), False
+def _sample(source: sources.Source) -> tuple[list[str | None], set[tuple[int, ...]], bool]:
+    """Digests of a few images of a source (None: broken), the sizes of those images, and whether any is encoded."""
+    digests, shapes, encoded = [], set(), False
     for position in range(min(SAMPLE, len(source))):
         record = source[position * len(source) // min(SAMPLE, len(source))]
         is_bytes = isinstance(record.image, bytes)
         encoded |= is_bytes
-        digest.update(f"{record.label} {record.name} ".encode() + (record.image if is_bytes else record.image.tobytes()))
-        with contextlib.suppress(UserError):  # broken ones are reported when all images are read
+        try:
             shapes.add((decode(record.image, record.name) if is_bytes else record.image).shape)
-    return digest.hexdigest(), shapes, encoded
+        except UserError:  # reported when all images are read; it may be replaced before this run goes on
+            digests.append(None)
+            continue
+        data = record.image if is_bytes else record.image.tobytes()
+        digests.append(hashlib.sha256(f"{record.label} {record.name} ".encode() + data).hexdigest()[:16])
+    return digests, shapes, encoded
 
 
 def make_plan(args: argparse.Namespace, opened: dict[str, sources.Source]) -> dict[str, Any]:
@@ -148,6 +152,9 @@ def make_plan(args: argparse.Namespace, opened: dict[str, sources.Source]) -> di
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        same = all(None in pair or pair[0] == pair[1] for pair in zip(old, new, strict=True))
+        return [] if same else [f"{prefix}: other images or another order"]
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [f"{prefix}: {old} there, {new} here"]
     return [d for key in sorted(old | new) for d in _differences(old.get(key), new.get(key), f"{prefix} {key}".strip())]

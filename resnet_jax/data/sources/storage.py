@@ -156,5 +156,5 @@ class RangeReader:
                 descriptor = self._descriptor if self._descriptor is not None else self._open()
                 data = os.pread(descriptor, length, offset)
         if len(data) != length:
-            raise UserError(f"{self._path}: ends at byte {offset + len(data)} of {offset + length}; copy it again")
+            raise UserError(f"{self._path}: ends before byte {offset + length}; copy it again")
         return data

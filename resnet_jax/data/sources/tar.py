@@ -4,6 +4,7 @@
 from the devkit (`imagenet`). Any `train.tar` and `val.tar` with `<class>/<image>` in them are read too.
 """
 
+import contextlib
 import hashlib
 import io
 import os
@@ -185,7 +186,7 @@ def load_index(path: str) -> dict[str, np.ndarray]:
     identity = _identity(path)
     for place in index_paths(path):
         try:
-            with np.load(place, allow_pickle=False) as stored:
+            with place.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 if str(stored["identity"]) == identity:
                     return {name: stored[name] for name in ("offsets", "sizes", "names")}
         except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError):
@@ -205,5 +206,6 @@ def load_index(path: str) -> dict[str, np.ndarray]:
             temporary.replace(place)
             break
         except OSError:
-            temporary.unlink(missing_ok=True) if os.access(place.parent, os.W_OK) else None
+            with contextlib.suppress(OSError):
+                temporary.unlink()
     return index

@@ -33,8 +33,11 @@ class TfdsSource:
         """
         tfds = require("tensorflow_datasets", "tensorflow-datasets", "data.source='tfds'")
         folder = find_prepared(root, name)
-        with storage.failures(folder):
+        try:
             builder = tfds.builder_from_directory(folder)
+        except Exception as error:  # its parsers raise all sorts
+            message = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder}: not a data set of TFDS ({type(error).__name__}: {message})") from error
         self._image, self._label = _features(tfds, builder.info.features, folder)
         self._file_name = "file_name" if "file_name" in builder.info.features else None
         self._split = next((choice for choice in SPLITS[split] if choice in builder.info.splits), None)
