@@ -128,7 +128,7 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(tmp_path):
         time.sleep(0.005)
     workers = children(process.pid)
     process.kill()
-    process.communicate()  # the workers hold stderr too: this returns when they have ended
+    process.communicate(timeout=60)  # the workers hold stderr too: this returns when they have ended
     assert workers
     finished = {path.name: path.stat().st_mtime_ns for path in dest.glob("*.arrayrecord")}
     assert 0 < len(finished) < 20
