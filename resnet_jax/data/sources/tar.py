@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from resnet_jax.data.sources import imagenet, storage
-from resnet_jax.data.sources.base import Record
+from resnet_jax.data.sources.base import Record, check_index
 from resnet_jax.data.sources.folder import check_classes, is_image
 from resnet_jax.errors import UserError
 
@@ -40,12 +40,12 @@ class TarSource:
     def __init__(self, root: str, split: str):
         self._path = _tar_path(root, split)
         index = load_index(self._path)
-        names = index["names"]
-        groups = [name.rpartition("/")[0].rpartition("/")[2] for name in names.tolist()]
-        if not len(names):
+        names = _text(index["names"])
+        groups = [name.rpartition("/")[0].rpartition("/")[2] for name in names]
+        if not names:
             raise UserError(f"{self._path}: no images in it")
         if not all(groups):
-            groups = _validation_groups(root, self._path, names.tolist())
+            groups = _validation_groups(root, self._path, names)
         self.classes = tuple(sorted(set(groups)))
         if split != "train":
             self.classes = _training_classes(root) or self.classes
@@ -55,9 +55,9 @@ class TarSource:
         self.class_names = imagenet.class_names(self.classes, root)
         number = {name: i for i, name in enumerate(self.classes)}
         labels = np.array([number[name] for name in groups], np.int32)
-        files = np.array([name.rpartition("/")[2] for name in names.tolist()])
+        files = np.array([name.rpartition("/")[2] for name in names])
         order = np.lexsort((files, labels))
-        self._labels, self._names = labels[order], names[order]
+        self._labels, self._names = labels[order], index["names"][order]
         self._offsets, self._sizes = index["offsets"][order], index["sizes"][order]
         self._reader = storage.RangeReader(self._path)
 
@@ -65,8 +65,14 @@ class TarSource:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Record:
+        index = check_index(index, len(self))
         data = self._reader.read(int(self._offsets[index]), int(self._sizes[index]))
-        return Record(data, int(self._labels[index]), f"{self._path}:{self._names[index]}")
+        return Record(data, int(self._labels[index]), f"{self._path}:{_text(self._names[index : index + 1])[0]}")
+
+
+def _text(names: np.ndarray) -> list[str]:
+    """Names from the index, which has them as bytes: a quarter of NumPy's strings."""
+    return [name.decode("utf-8", "surrogateescape") for name in names.tolist()]
 
 
 def _tar_path(root: str, split: str) -> str:
@@ -87,7 +93,7 @@ def _training_classes(root: str) -> tuple[str, ...]:
         first = next(_members(file, path), (0, 0, ""))[2]
         if first.endswith(".tar"):
             return tuple(sorted(pathlib.PurePath(name).stem for _, _, name in _members(file, path)))
-    return tuple(sorted({name.split("/")[-2] for name in load_index(path)["names"].tolist() if "/" in name}))
+    return tuple(sorted({name.split("/")[-2] for name in _text(load_index(path)["names"]) if "/" in name}))
 
 
 def _validation_groups(root: str, path: str, names: list[str]) -> list[str]:
@@ -181,7 +187,7 @@ def load_index(path: str) -> dict[str, np.ndarray]:
     A tar behind a URL is read through once in full for that.
 
     Returns:
-      `offsets` int64 `[images]`, `sizes` int64 `[images]`, `names` str `[images]`, in the order of the tar.
+      `offsets` int64 `[images]`, `sizes` int64 `[images]`, `names` UTF-8 bytes `[images]`, in the order of the tar.
     """
     identity = _identity(path)
     for place in index_paths(path):
@@ -195,7 +201,7 @@ def load_index(path: str) -> dict[str, np.ndarray]:
     index = {
         "offsets": np.array([member[0] for member in members], np.int64),
         "sizes": np.array([member[1] for member in members], np.int64),
-        "names": np.array([member[2] for member in members], np.str_),
+        "names": np.array([member[2].encode("utf-8", "surrogateescape") for member in members], np.bytes_),
     }
     for place in index_paths(path):
         temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
