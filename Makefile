@@ -14,7 +14,7 @@ help:
 	@echo "make train      train a ResNet on handwritten digits (under a minute), then draw its curves"
 	@echo "make test       lint and the test suite, on CPU"
 	@echo "make test-slow  the long proofs: the deepest networks against torchvision's"
-	@echo "make setup EXTRA=cuda|tpu   the environment with GPU or TPU support"
+	@echo "make setup EXTRA=cuda|tpu|gcs   the environment with GPU or TPU support, or for gs:// data"
 	@echo "make lock       renew requirements.lock from requirements*.txt"
 
 $(STAMP): requirements.lock pyproject.toml

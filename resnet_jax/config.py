@@ -91,9 +91,13 @@ class DataConfig(Section):
     """Which images, and how they are prepared."""
 
     source: str = "folder"
-    """digits, cifar10, folder (train/<class>/*, val/<class>/*) or synthetic."""
+    """folder (train/<class>/*, val/<class>/*), tar (the official ILSVRC tars), tfds (prepared by TensorFlow Datasets),
+    parquet (as on the Hugging Face hub), records (packed by resnet_jax.data.prepare), cifar10, digits or synthetic."""
     root: str | None = None
-    """Where the data is: for cifar10 the folder with the official batches, for folder the one that holds train and val."""
+    """Where the data is: the folder that holds train and val, the tars, the Parquet files, dataset.json, CIFAR-10's
+    batches, or TFDS's data_dir. A path or, but for cifar10, gs://BUCKET/PATH."""
+    name: str | None = None
+    """Which set in TFDS's data_dir: imagenet2012, set:version or set/config (tfds only); None: the only one there."""
     image_size: int = 224
     """Height and width of the network's input."""
     augment: str = "scale_crop"

@@ -19,7 +19,7 @@ CHOICES = {
     "model.zero_channels": ("end", "both"),
     "model.init_fan": ("fan_in", "fan_out"),
     "model.dtype": ("float32", "bfloat16"),
-    "data.source": ("digits", "cifar10", "folder", "synthetic"),
+    "data.source": ("digits", "cifar10", "folder", "tar", "tfds", "parquet", "records", "synthetic"),
     "data.augment": ("scale_crop", "inception_crop", "pad_crop", "pad_crop_no_flip", "none"),
     "data.resample": ("bilinear", "bicubic"),
     "data.policy": ("none", "randaugment", "trivialaugment"),
@@ -175,8 +175,10 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
     if not set(config.model.remat) <= set(range(1, stages + 1)):
         raise UserError(f"model.remat={config.model.remat}: {config.model.name} has stages 1 to {stages}")
     data, groups = config.data, config.batch_norm.group_size
-    if needs_data and data.source in ("cifar10", "folder") and not data.root:
+    if needs_data and data.source not in ("digits", "synthetic") and not data.root:
         raise UserError(f"data.source={data.source!r} needs a folder: add --config.data.root=PATH")
+    if data.name is not None and data.source != "tfds":
+        raise UserError(f"data.name={data.name!r} names a TFDS set: it needs data.source='tfds', not {data.source!r}")
     low, high = data.train_scale
     if data.augment == "scale_crop" and not data.image_size <= low <= high:
         raise UserError(

@@ -99,6 +99,8 @@ def test_every_field_is_documented():
         ("schedule__boundaries", (5, 3), "schedule.boundaries=(5, 3): must be increasing"),
         ("schedule__boundaries", (5, 0.5), "schedule.boundaries=(5, 0.5): expected tuple"),
         ("data__source", "folder", "data.source='folder' needs a folder: add --config.data.root=PATH"),
+        ("data__source", "records", "data.source='records' needs a folder: add --config.data.root=PATH"),
+        ("data__name", "imagenet2012", "data.name='imagenet2012' names a TFDS set: it needs data.source='tfds'"),
         ("data__augment", "scale_crop", None),
         ("evaluation__resize", 4, "evaluation.resize=4 is smaller than data.image_size=8"),
         ("data__crop_scale", (0.5, 0.1), "data.crop_scale=(0.5, 0.1): need 0 < low <= high <= 1"),

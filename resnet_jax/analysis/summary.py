@@ -112,8 +112,8 @@ CHANNELS = flags.DEFINE_integer("channels", None, "Of the images; default: 1 for
 
 def main(config: TrainConfig) -> None:
     """Prints the table of a config's network; the number of classes is the data's unless set."""
-    classes = {"digits": 10, "cifar10": 10, "folder": 1000, "synthetic": config.data.synthetic_classes}
-    num_classes = config.model.num_classes or classes[config.data.source]
+    classes = {"digits": 10, "cifar10": 10, "synthetic": config.data.synthetic_classes}
+    num_classes = config.model.num_classes or classes.get(config.data.source, 1000)
     channels = CHANNELS.value or (1 if config.data.source == "digits" else 3)
     model = resnet.build(config.model, config.batch_norm, num_classes).clone(scan_blocks=False)
     size = config.data.image_size

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data.sources import ArraySource, Source
+from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 from resnet_jax.weights.caffe import read_mean
 from resnet_jax.weights.presets import MEAN_FILES
@@ -45,31 +45,33 @@ def statistics(data: DataConfig, source: Source) -> dict[str, np.ndarray]:
       `mean`, float32 `[size, size, channels]` if per pixel, else `[1, 1, channels]`; `std`, float32 `[1, 1, channels]`.
 
     Raises:
-      UserError: statistics of a set that is not in memory, or ImageNet's for images that are not RGB.
+      UserError: statistics of a set that has none, or ImageNet's for images that are not RGB.
     """
     channels = source.channels
     if "imagenet" in (data.mean, data.std) and channels != 3:
         raise UserError(f"data.mean={data.mean!r}, data.std={data.std!r}: images have {channels} channels; use 'channel'")
-    if needs_training_set(data) and not isinstance(source, ArraySource):
+    known_set = getattr(source, "statistics", None)
+    if needs_training_set(data) and known_set is None:
         raise UserError(
-            f"data.mean={data.mean!r}, data.std={data.std!r}: statistics of the training set are computed for sets held "
-            "in memory (digits, cifar10); use 'imagenet' or 'none' here"
+            f"data.mean={data.mean!r}, data.std={data.std!r}: statistics of the training set are known for sets in memory "
+            "(digits, cifar10) or packed with resnet_jax.data.prepare; use 'imagenet' or 'none' here"
         )
     known = {"none": (0.0,) * channels, "imagenet": IMAGENET_MEAN}
     if data.mean == "pixel":
-        mean = source.images.mean(0, dtype=np.float64)
+        mean = known_set.pixel_mean()
         if mean.shape[:2] != (data.image_size, data.image_size):
             raise UserError(
-                f"data.mean='pixel': images are {mean.shape[0]}x{mean.shape[1]}, data.image_size is {data.image_size}"
+                f"data.mean='pixel': the mean image is {mean.shape[0]}x{mean.shape[1]}, data.image_size is "
+                f"{data.image_size}; set data.image_size, or pack with --mean-size {data.image_size}"
             )
     elif data.mean.endswith(MEAN_FILES):
         mean = _mean_image(data, channels)
     elif data.mean == "channel":
-        mean = source.images.mean((0, 1, 2), dtype=np.float64).reshape(1, 1, channels)
+        mean = known_set.channel_mean().reshape(1, 1, channels)
     else:
         mean = np.reshape(known[data.mean], (1, 1, channels))
     if data.std == "channel":
-        std = source.images.std((0, 1, 2), dtype=np.float64)
+        std = known_set.channel_std()
     else:
         std = np.asarray({"none": (1.0,) * channels, "imagenet": IMAGENET_STD}[data.std])
     return {"mean": mean.astype(np.float32), "std": std.reshape(1, 1, channels).astype(np.float32)}

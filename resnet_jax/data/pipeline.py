@@ -211,7 +211,7 @@ def iterate(
       data: `workers` and `threads`.
       skipped: is told of broken images.
     """
-    encoded = data.source == "folder"
+    encoded = data.source not in ("cifar10", "digits", "synthetic")
     threads = data.threads or (min(os.cpu_count() or 1, 16) if encoded else 1)
     # One element is a whole batch, so that its content cannot depend on how elements are dealt out to workers.
     dataset = grain.MapDataset.source(batches).slice(slice(start, None))

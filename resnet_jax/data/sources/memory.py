@@ -1,39 +1,34 @@
-"""Where images come from: records by index. A source can be pickled, since worker processes get a copy."""
+"""Sets that are held in memory or made on demand: CIFAR-10, digits, synthetic images."""
 
-import dataclasses
-import difflib
-import os
 import pathlib
 import pickle
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from resnet_jax.config import DataConfig
+from resnet_jax.data.sources.base import Record
 from resnet_jax.errors import UserError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One example: an encoded image (bytes) or pixels (uint8 `[height, width, channels]`), its class and its name."""
+class ArrayStatistics:
+    """Of images in memory, computed when asked for."""
 
-    image: bytes | np.ndarray
-    label: int
-    name: str
+    def __init__(self, images: np.ndarray):
+        self._images = images
 
+    def pixel_mean(self) -> np.ndarray:
+        """float64 `[height, width, channels]`."""
+        return self._images.mean(0, dtype=np.float64)
 
-class Source(Protocol):
-    """A data set: `len(source)` records, `source[i]` the i-th."""
+    def channel_mean(self) -> np.ndarray:
+        """float64 `[channels]`."""
+        return self._images.mean((0, 1, 2), dtype=np.float64)
 
-    classes: tuple[str, ...]
-    channels: int
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record: ...
+    def channel_std(self) -> np.ndarray:
+        """float64 `[channels]`."""
+        return self._images.std((0, 1, 2), dtype=np.float64)
 
 
 class ArraySource:
@@ -43,71 +38,19 @@ class ArraySource:
       images: uint8 `[count, height, width, channels]`.
       labels: int32 `[count]`.
       classes: names of the classes.
+      statistics: of the images.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], name: str):
         self.images, self.labels = images, labels.astype(np.int32)
         self.classes, self.channels, self._name = classes, images.shape[-1], name
+        self.statistics = ArrayStatistics(images)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
         return Record(self.images[index], int(self.labels[index]), f"{self._name}[{index}]")
-
-
-class FolderSource:
-    """`root/<split>/<class>/<image>`, classes in alphabetical order (ImageNet's wnids: the usual class indices)."""
-
-    channels = 3
-
-    def __init__(self, root: str, split: str):
-        self._root = pathlib.Path(root)
-        folder = self._root / split
-        found = _class_folders(self._root, split)
-        # Class numbers are those of the training set; a validation set may lack some classes.
-        self.classes = tuple(_class_folders(self._root, "train")) if (self._root / "train").is_dir() else tuple(found)
-        for name in found:
-            if name not in self.classes:
-                near = difflib.get_close_matches(name, self.classes, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "remove it, or add it to 'train'"
-                raise UserError(f"{folder}: class folder {name!r} is not among those of 'train'; {hint}")
-        self._paths: list[str] = []
-        self._labels: list[int] = []
-        for name in found:
-            with os.scandir(folder / name) as entries:
-                files = sorted(e.name for e in entries if pathlib.PurePath(e.name).suffix.lower() in IMAGE_SUFFIXES)
-            if not files:
-                raise UserError(f"{folder / name}: class folder without images; add some or remove the folder")
-            self._paths += [f"{split}/{name}/{file}" for file in files]
-            self._labels += [self.classes.index(name)] * len(files)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def __getitem__(self, index: int) -> Record:
-        path = self._root / self._paths[index]
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        return Record(data, self._labels[index], str(path))
-
-
-def _class_folders(root: pathlib.Path, split: str) -> list[str]:
-    try:
-        with os.scandir(root) as entries:
-            there = sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise UserError(f"data.root={root}: {error.strerror}; give the folder that holds 'train' and 'val'") from error
-    if split not in there:
-        found = ", ".join(there[:5]) or "no folders"
-        raise UserError(f"data.root={root}: no folder {split!r} in it (found: {found}); expected {split}/<class>/<image>")
-    with os.scandir(root / split) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if len(classes) < 2:
-        raise UserError(f"{root / split}: {len(classes)} class folders; expected at least two, as {split}/<class>/<image>")
-    return classes
 
 
 class SyntheticSource:
@@ -207,24 +150,3 @@ def cifar10(root: str, split: str) -> ArraySource:
         f"data.root={root}: no CIFAR-10 in it; expected data_batch_1.bin ... test_batch.bin (binary version) or "
         "data_batch_1 ... test_batch (Python version), there or in cifar-10-batches-bin or -py"
     )
-
-
-def open_source(data: DataConfig, split: str, synthetic_size: int) -> Source:
-    """The data set of a config.
-
-    Args:
-      data: which one.
-      split: 'train', or 'val' for the images that are scored (a test set where that is what the data has).
-      synthetic_size: height and width of synthetic images.
-
-    Raises:
-      UserError: the data is missing or malformed.
-    """
-    if data.source == "digits":
-        return digits(split)
-    if data.source == "cifar10":
-        return cifar10(data.root, split)
-    if data.source == "folder":
-        return FolderSource(data.root, split)
-    count = data.synthetic_images if split == "train" else data.synthetic_images // 4
-    return SyntheticSource(count, data.synthetic_classes, synthetic_size, seed=1 if split == "train" else 2)
