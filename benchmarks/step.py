@@ -2,6 +2,7 @@
 
     python benchmarks/step.py                                    # ResNet-50 at 224, batch 16; ResNet-20 at 32, batch 128
     python benchmarks/step.py --network=resnet50 --batches=64,256,1024 --dtypes=float32,bfloat16        # on a GPU
+    python benchmarks/step.py --network=resnet50 --batches=256 --dtypes=bfloat16 --profile=profiles    # where the time goes
     python benchmarks/step.py --torch_python=OTHER_ENV/bin/python       # where torch and torchvision are installed
 
 Both sides run the same network (ImageNet: torchvision's, so stride in the 3x3; CIFAR: section 4.2 with option A), the
@@ -29,7 +30,12 @@ MODES = flags.DEFINE_list("modes", ["train", "infer"], "train, infer.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each side.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Length of a turn, about.")
 TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "The Python that has torch and torchvision.")
+PROFILE = flags.DEFINE_string("profile", None, "Also profile three of our steps into this folder; prints the slowest parts.")
 OUTPUT = flags.DEFINE_string("output", None, "Also append each result to this JSON-lines file.")
+
+
+# Dense bfloat16 TFLOP/s, from the makers' data sheets.
+PEAK = {"NVIDIA H200": 989, "NVIDIA H100 80GB HBM3": 989, "NVIDIA A100-SXM4-80GB": 312, "TPU v4": 275, "TPU v5 lite": 197}
 
 
 class Side:
@@ -76,13 +82,19 @@ def compare(job: dict) -> dict:
     finally:
         for side in sides.values():
             side.close()
-    ratios = [ours / theirs for ours, theirs in zip(speed["jax"], speed["torch"], strict=True)]
+    ready = sides["jax"].ready
+    ours = statistics.median(speed["jax"]) * ready["flops_per_image"] / 1e12
+    peak = PEAK.get(ready["device"]) if job["dtype"] == "bfloat16" else None
+    ratios = [mine / theirs for mine, theirs in zip(speed["jax"], speed["torch"], strict=True)]
     return job | {
         "jax_images_per_second": round(statistics.median(speed["jax"]), 1),
         "torch_images_per_second": round(statistics.median(speed["torch"]), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
+        "jax_tflops": round(ours, 2),
+        "share_of_peak": round(ours / peak, 3) if peak else None,
+        "slowest": ready.get("slowest"),
         "rounds": ROUNDS.value,
         "peak_memory_gib": memory,
         "versions": {name: side.ready["version"] for name, side in sides.items()},
@@ -105,6 +117,7 @@ def main(_: list[str]) -> None:
                         "batch": int(batch),
                         "dtype": dtype,
                         "mode": mode,
+                        "profile": f"{PROFILE.value}/{network}_{mode}_{dtype}_{batch}" if PROFILE.value else None,
                     }
                     try:
                         result = compare(job)
@@ -114,9 +127,12 @@ def main(_: list[str]) -> None:
                     print(
                         f"{network} {mode} {dtype} batch {batch}: ours {result['jax_images_per_second']} images/s, PyTorch "
                         f"{result['torch_images_per_second']}, ratio {result['ratio']} "
-                        f"({result['ratio_min']} to {result['ratio_max']})",
+                        f"({result['ratio_min']} to {result['ratio_max']}); {result['jax_tflops']} TFLOP/s"
+                        + (f", {100 * result['share_of_peak']:.0f} % of the peak" if result["share_of_peak"] else ""),
                         flush=True,
                     )
+                    for name, milliseconds in result["slowest"] or []:
+                        print(f"  {milliseconds:9.2f} ms in three steps  {name}")
                     if OUTPUT.value:
                         with open(OUTPUT.value, "a") as file:
                             file.write(json.dumps(result) + "\n")

@@ -1,6 +1,8 @@
 """Our side of step.py: compiles the step, then times as many steps as each line of its input says."""
 
+import collections
 import json
+import pathlib
 import sys
 import time
 
@@ -8,6 +10,7 @@ import jax
 import numpy as np
 
 from resnet_jax import host, parallel
+from resnet_jax.analysis.summary import summarize, total
 from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from resnet_jax.evaluation.protocols import compile_eval_step
 from resnet_jax.models import resnet
@@ -15,6 +18,20 @@ from resnet_jax.training.optimizers import make_optimizer
 from resnet_jax.training.schedules import step_schedule
 from resnet_jax.training.state import fresh_state
 from resnet_jax.training.step import compile_train_step
+
+
+def slowest(folder: str, count: int = 15) -> list[list]:
+    """The operations that took most time in a profile: [name, milliseconds], those of a device if there is one."""
+    (path,) = pathlib.Path(folder).rglob("*.xplane.pb")
+    planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
+    planes = [plane for plane in planes if plane.name.startswith("/device:")] or planes
+    spent = collections.Counter()
+    for plane in planes:
+        for line in plane.lines:
+            if not plane.name.startswith("/device:") or line.name.startswith(("Stream", "XLA Ops")):
+                for event in line.events:
+                    spent[event.name] += event.duration_ns / 1e6
+    return [[name, round(milliseconds, 2)] for name, milliseconds in spent.most_common(count)]
 
 
 def main(job: dict) -> None:
@@ -44,13 +61,20 @@ def main(job: dict) -> None:
             if job["mode"] == "train":
                 state, result = train_step(state, batch)
             else:
-                result = eval_step(state.params, state.batch_stats, state.pixels, batch)
+                result = parallel.one_at_a_time(eval_step(state.params, state.batch_stats, state.pixels, batch), mesh)
         jax.block_until_ready(result)
         return time.perf_counter() - started
 
     run(2)
     device = jax.devices()[0]
-    print(json.dumps({"version": f"jax {jax.__version__}", "device": device.device_kind}), flush=True)
+    multiply_adds = total(summarize(model, (job["size"], job["size"], 3))).multiply_adds
+    flops = 2 * multiply_adds * (3 if job["mode"] == "train" else 1)
+    ready = {"version": f"jax {jax.__version__}", "device": device.device_kind, "flops_per_image": flops}
+    if job["profile"]:
+        with jax.profiler.trace(job["profile"]):
+            run(3)
+        ready["slowest"] = slowest(job["profile"])
+    print(json.dumps(ready), flush=True)
     for line in sys.stdin:
         seconds = run(int(line))
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0) / 2**30

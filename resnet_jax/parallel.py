@@ -74,6 +74,18 @@ def put_replicated(tree, mesh: Mesh):
     return jax.device_put(tree, replicated(mesh))
 
 
+def one_at_a_time(result, mesh: Mesh):
+    """Waits for a result where a program must not start before the last one has ended: on several CPU devices.
+
+    There every device that waits for the others in a collective operation holds one of the few threads. Two independent
+    programs under way can hold them all, each waiting for a device that has none (XLA ends the process after 40 s).
+    Programs that need each other's results, as training steps do, take turns anyway.
+    """
+    if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
+        jax.block_until_ready(result)
+    return result
+
+
 def round_up(batch_size: int, mesh: Mesh) -> int:
     """The smallest batch of at least `batch_size` that the devices share evenly."""
     return -(-batch_size // mesh.size) * mesh.size

@@ -73,6 +73,7 @@ def evaluate(
             if should_stop():
                 raise Stopped("stopped during an evaluation")
             result = eval_step(state.params, state.batch_stats, state.pixels, parallel.put_batch(batch, mesh, batch_size))
+            parallel.one_at_a_time(result, mesh)
             # Fetch one batch late, so that the next one is loaded and queued meanwhile.
             if pending is not None:
                 scores.add(jax.device_get(pending))

@@ -115,3 +115,17 @@ def test_scores_add_up():
     scores.add({"top1": 1, "top5": 2, "count": 3, "loss": 4.0})
     scores.add({"top1": 1, "top5": 1, "count": 1, "loss": 2.0})
     assert scores.as_metrics() == {"top1": 0.5, "top5": 0.75, "loss": 1.5, "images": 4}
+
+
+def test_cpu_devices_run_one_program_at_a_time():
+    """Two at once can wait for each other for good; elsewhere nothing waits."""
+    waited = []
+
+    class Result:
+        def block_until_ready(self):
+            waited.append(self)
+
+    for devices in (1, 2):
+        result = Result()
+        assert parallel.one_at_a_time(result, parallel.make_mesh(devices)) is result
+        assert len(waited) == devices - 1
