@@ -59,7 +59,7 @@ def main(job: dict) -> None:
         started = time.perf_counter()
         for _ in range(steps):
             if job["mode"] == "train":
-                state, result = train_step(state, batch)
+                state, result = parallel.one_at_a_time(train_step(state, batch), mesh)
             else:
                 result = parallel.one_at_a_time(eval_step(state.params, state.batch_stats, state.pixels, batch), mesh)
         jax.block_until_ready(result)

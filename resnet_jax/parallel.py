@@ -77,9 +77,9 @@ def put_replicated(tree, mesh: Mesh):
 def one_at_a_time(result, mesh: Mesh):
     """Waits for a result where a program must not start before the last one has ended: on several CPU devices.
 
-    There every device that waits for the others in a collective operation holds one of the few threads. Two independent
-    programs under way can hold them all, each waiting for a device that has none (XLA ends the process after 40 s).
-    Programs that need each other's results, as training steps do, take turns anyway.
+    There every device that waits for the others in a collective operation holds one of the few threads. Two programs under
+    way can hold them all, each waiting for a device that has none, until XLA ends the process after 40 s. (jax 0.10.2, two
+    devices on two cores: within seconds where training steps are queued without limit, never in 6,200 steps one by one.)
     """
     if mesh.size > 1 and mesh.devices.flat[0].platform == "cpu":
         jax.block_until_ready(result)

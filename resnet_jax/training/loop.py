@@ -169,6 +169,7 @@ class Trainer:
         with jax.transfer_guard("disallow"):
             batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
             self._state, metrics = self._step_fn(self._state, batch)
+            parallel.one_at_a_time(self._state, self._run.mesh)
         # Fetch the metrics one step late: the device is never idle, and never more than one step ahead.
         self._fetch()
         self._pending = (step, metrics)
