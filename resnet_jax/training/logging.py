@@ -37,14 +37,15 @@ class Logger:
     """The log of one run in `workdir`; a context manager.
 
     A row of metrics.jsonl has `step` (updates made), `split` ('train': over the steps since the last row; 'test': of
-    an evaluation) and metrics: losses are means, top1 and top5 in [0, 1], images_per_second without compilation.
+    an evaluation) and metrics: losses are means, top1 and top5 in [0, 1], images_per_second without compilation,
+    data_wait the share of the time in [0, 1] that was spent waiting for data.
     """
 
     def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start: int, steps: int, batch_size: int):
         """Args: where; what to write; the first step of this part of the run; steps in all; images per step."""
         self._config, self._steps, self._batch_size = config, steps, batch_size
         self._rows_path, self._curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
-        self._start, self._clock_start = start, None
+        self._start, self._clock_start, self._wait = start, None, ""
         # A killed run may have logged more than its last checkpoint knows; those steps are now made again.
         rows = [row for row in read_rows(self._rows_path) if row["step"] <= start]
         temporary = self._rows_path.with_suffix(".tmp")
@@ -76,7 +77,8 @@ class Logger:
         """Moves the bar; `step` updates are made."""
         if self._clock_start is None:  # the first step of a run compiles
             self._clock_start, self._start = time.monotonic(), step
-        self._bar.set_postfix_str(f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}", refresh=False)
+        text = f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}{self._wait}"
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
     def images_per_second(self, step: int) -> float:
@@ -92,12 +94,14 @@ class Logger:
         if self._board:
             for name, value in metrics.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
+        if split == "train":
+            self._wait = f", {100 * metrics['data_wait']:.0f} % waiting for data"
         if split == "train" and not self.interactive:
-            speed = metrics["images_per_second"]
+            speed, wait = metrics["images_per_second"], 100 * metrics["data_wait"]
             left = f"{(self._steps - step) * self._batch_size / speed / 60:.1f} min left" if speed else "first steps"
             self.say(
                 f"step {step}/{self._steps}  loss {metrics['loss']:.4f}  top-1 {100 * metrics['top1']:.1f} %  "
-                f"lr {metrics['learning_rate']:g}  {speed:.0f} images/s  {left}"
+                f"lr {metrics['learning_rate']:g}  {speed:.0f} images/s, {wait:.0f} % waiting for data  {left}"
             )
 
     def evaluated(self, step: int) -> bool:

@@ -30,6 +30,8 @@ from resnet_jax.training.state import TrainState, fresh_state
 from resnet_jax.training.step import Metrics, compile_train_step
 from resnet_jax.weights import formats
 
+MOST_WAIT = 0.1  # share of the time spent waiting for data above which there is advice
+
 
 class StopSignal:
     """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second one stops at once."""
@@ -122,6 +124,7 @@ class Trainer:
         self._pending: tuple[int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
+        self._waited, self._warned = 0.0, False  # seconds of this window spent waiting for data
         self._seconds_before, self._clock = progress.seconds, time.monotonic()
 
     def run(self) -> bool:
@@ -161,11 +164,13 @@ class Trainer:
         return step == self._config.steps or bool(every and step % every == 0)
 
     def _update(self, step: int, iterator) -> None:
+        began = time.monotonic()
         try:
             batch = next(iterator)
         except Exception:
             self._check_stop(step - 1)  # Ctrl-C may have reached a data worker first
             raise
+        self._waited += time.monotonic() - began
         with jax.transfer_guard("disallow"):
             batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
             self._state, metrics = self._step_fn(self._state, batch)
@@ -194,7 +199,7 @@ class Trainer:
         window["learning_rate"] = values["learning_rate"]
         self._log.step_done(step, values["loss"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first step, which compiles
-            self._window_clock = (time.monotonic(), step)
+            self._window_clock, self._waited = (time.monotonic(), step), 0.0
 
     def _advice(self) -> str:
         kept = self._checkpoints.steps()
@@ -207,10 +212,17 @@ class Trainer:
         now = time.monotonic()
         speed = (step - first) * self._config.batch_size / (now - since) if step > first else 0.0
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
-        row |= {"learning_rate": window["learning_rate"], "images_per_second": speed}
+        wait = self._waited / (now - since) if step > first else 0.0
+        row |= {"learning_rate": window["learning_rate"], "images_per_second": speed, "data_wait": wait}
         self._log.write(step, "train", row)
+        if wait > MOST_WAIT and not self._warned:
+            self._warned = True
+            self._log.say(
+                f"warning: {100 * wait:.0f} % of the time was spent waiting for data. Try more data.threads or "
+                "data.workers, data.antialias=False, or images packed at a smaller size (python -m resnet_jax.data.prepare)"
+            )
         self._progress.window = {}
-        self._window_clock = (now, step)
+        self._window_clock, self._waited = (now, step), 0.0
 
     def _evaluate(self, step: int) -> Scores:
         self._fetch()

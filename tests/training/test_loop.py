@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from resnet_jax import config as config_lib
 from resnet_jax import validation
+from resnet_jax.data import pipeline
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.run import evaluate_checkpoint
 from resnet_jax.training import loop
@@ -170,7 +172,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, 
     assert train(config, tmp_path / "parts") == whole  # already finished: nothing is done twice
 
     def strip(workdir):
-        return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(workdir)]
+        return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows(workdir)]
 
     assert strip(tmp_path / "parts") == strip(tmp_path / "whole")
 
@@ -247,6 +249,21 @@ def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--workdir=.*file/run: cannot write there \(Not a directory\)"):
         train(valid(), tmp_path / "file" / "run")
+
+
+def test_waiting_for_data_is_measured_and_warned_of_once(tmp_path, monkeypatch, capsys):
+    config = valid(steps=8, evaluation__every=0, checkpoint__every=0, data__threads=1)
+    train(config, tmp_path / "fast")
+    quick = [row["data_wait"] for row in rows(tmp_path / "fast") if row["split"] == "train"]
+    load = pipeline.TrainBatches.__getitem__
+    monkeypatch.setattr(pipeline.TrainBatches, "__getitem__", lambda self, step: time.sleep(0.3) or load(self, step))
+    capsys.readouterr()
+    train(config, tmp_path / "slow")
+    slow = [row["data_wait"] for row in rows(tmp_path / "slow") if row["split"] == "train"]
+    assert slow[0] == 0, "the first step compiles"
+    assert all(0.5 < wait <= 1 for wait in slow[-3:])
+    assert min(quick[1:]) < 0.5
+    assert capsys.readouterr().out.count("of the time was spent waiting for data. Try more data.threads") == 1
 
 
 def test_batch_that_the_devices_cannot_share(tmp_path):
