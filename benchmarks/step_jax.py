@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet_jax import host, parallel
 from resnet_jax.analysis.summary import summarize, total
-from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
+from resnet_jax.config import BatchNormConfig, DataConfig, ModelConfig, OptimizerConfig, ScheduleConfig, TrainConfig
 from resnet_jax.evaluation.protocols import compile_eval_step
 from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
@@ -35,7 +35,8 @@ def slowest(folder: str, count: int = 15) -> list[list]:
 
 
 def main(job: dict) -> None:
-    host.use_all_cores(TrainConfig(batch_size=job["batch"]))  # as train.py does
+    config = TrainConfig(batch_size=job["batch"], data=DataConfig(image_size=job["size"]))
+    host.use_all_cores(config)  # as train.py does
     classes = 10 if job["network"].startswith("cifar") else 1000
     settings = ModelConfig(name=job["network"], stride_placement="3x3", max_pool="torch", dtype=job["dtype"])
     model = resnet.build(settings, BatchNormConfig(), classes)

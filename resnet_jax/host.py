@@ -14,7 +14,8 @@ from resnet_jax import validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
 
-MOST_DEVICES = 8  # more would leave each too few images, and every batch norm waits for all of them
+MOST_DEVICES = 8  # every batch norm waits for all of them
+LEAST_PIXELS = 2**15  # of input per device and step; on digits (4,096 in all) two devices took 1.3 times as long as one
 _HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -46,8 +47,10 @@ def use_all_cores(config: TrainConfig) -> None:
 
 
 def cpu_devices(config: TrainConfig, cores: int) -> int:
-    """The largest number of devices, at most one per core, that can share the batch and its batch-norm groups."""
-    for count in range(min(cores, MOST_DEVICES), 1, -1):
+    """The largest number of devices, at most one per core, that can share the batch and its batch-norm groups, and have
+    enough to do."""
+    busy = config.batch_size * config.data.image_size**2 // LEAST_PIXELS
+    for count in range(min(cores, MOST_DEVICES, busy), 1, -1):
         try:
             validation.check_devices(config, count)
         except UserError:

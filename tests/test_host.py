@@ -7,24 +7,28 @@ import sys
 import pytest
 
 from resnet_jax import host
-from resnet_jax.config import BatchNormConfig, TrainConfig
+from resnet_jax.config import BatchNormConfig, DataConfig, TrainConfig
 from tests import helpers
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "group", "cores", "devices"),
+    ("batch_size", "group", "size", "cores", "devices"),
     [
-        (128, None, 1, 1),
-        (128, None, 2, 2),
-        (20, None, 8, 5),
-        (7, None, 4, 1),
-        (256, None, 64, 8),
-        (96, 32, 8, 6),
-        (64, 32, 3, 2),
+        (128, None, 224, 1, 1),
+        (128, None, 224, 2, 2),
+        (20, None, 224, 8, 5),
+        (7, None, 224, 4, 1),
+        (256, None, 224, 64, 8),
+        (96, 32, 224, 8, 6),
+        (64, 32, 224, 3, 2),
+        (128, None, 32, 8, 4),
+        (64, None, 8, 8, 1),
     ],
 )
-def test_as_many_devices_as_share_the_batch(batch_size, group, cores, devices):
-    config = TrainConfig(batch_size=batch_size, batch_norm=BatchNormConfig(group_size=group))
+def test_as_many_devices_as_share_the_batch(batch_size, group, size, cores, devices):
+    config = TrainConfig(
+        batch_size=batch_size, batch_norm=BatchNormConfig(group_size=group), data=DataConfig(image_size=size)
+    )
     assert host.cpu_devices(config, cores) == devices
 
 
