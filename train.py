@@ -14,7 +14,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; default: run
 def main(config: TrainConfig) -> None:
     from resnet_jax.training.loop import train  # after the flags that JAX reads when it starts are set
 
-    train(config, WORKDIR.value or f"runs/{command_line.config_file_name()}")
+    train(config, WORKDIR.value or f"runs/{command_line.config_file_name()}", command_line.PEER_TIMEOUT.value)
 
 
 if __name__ == "__main__":

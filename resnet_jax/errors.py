@@ -16,6 +16,7 @@ class Stopped(Exception):
 # Exit codes of train.py. 75 is EX_TEMPFAIL of sysexits.h: "try again later", which is what to do after a stop.
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
+EXIT_PEER_LOST = 76  # of several processes, another one is gone or hangs; all end, and can be started again
 EXIT_INTERRUPTED = 130  # Ctrl-C before the first step or after the last, or a second one: as shells say it
 
 

@@ -18,6 +18,19 @@ from resnet_jax.errors import UserError, one_line_errors
 Define = Callable[[list[str]], flags.FlagHolder]
 
 
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes, as Cloud TPU slices, GKE or Slurm start them; all need the same command.",
+)
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where no such system starts the processes.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many there are.", lower_bound=1)
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one this is, from 0.", lower_bound=0)
+PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout", 100, "Seconds after which a silent process counts as lost, and all end.", lower_bound=10
+)
+
+
 def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = True) -> None:
     """Parses the command line, validates the config, sets what JAX must know before it starts, and calls `main`.
 
@@ -152,8 +165,20 @@ def _set_backend(config: TrainConfig) -> None:
     """Settings that JAX reads when it starts."""
     if config.deterministic:
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_gpu_deterministic_ops=true"
-    host.use_all_cores(config)
+    several = DISTRIBUTED.value or COORDINATOR.value is not None
+    if (COORDINATOR.value is None, NUM_PROCESSES.value is None, PROCESS_ID.value is None) not in ((True,) * 3, (False,) * 3):
+        raise UserError("--coordinator, --num_processes and --process_id go together")
+    if several and NUM_PROCESSES.value is not None and PROCESS_ID.value >= NUM_PROCESSES.value:
+        raise UserError(
+            f"--process_id={PROCESS_ID.value}: with --num_processes={NUM_PROCESSES.value} the last one is "
+            f"{NUM_PROCESSES.value - 1}"
+        )
+    host.use_all_cores(config, NUM_PROCESSES.value or 1)
     import jax
 
     if config.matmul_precision != "default":
         jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    if several:
+        from resnet_jax import parallel
+
+        parallel.start_distributed(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value, PEER_TIMEOUT.value)

@@ -34,8 +34,9 @@ def use_huge_pages() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def use_all_cores(config: TrainConfig) -> None:
-    """Makes one CPU device per core, as far as they can share the batch; with `config.devices`, that many.
+def use_all_cores(config: TrainConfig, processes: int = 1) -> None:
+    """Makes one CPU device per core, as far as they can share the batch with those of all `processes`; with
+    `config.devices`, that many.
 
     It leaves alone a number of devices that XLA_FLAGS or jax_num_cpu_devices sets.
     """
@@ -43,16 +44,16 @@ def use_all_cores(config: TrainConfig) -> None:
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "") and jax.config.jax_num_cpu_devices < 0:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        jax.config.update("jax_num_cpu_devices", config.devices or cpu_devices(config, cores))
+        jax.config.update("jax_num_cpu_devices", config.devices or cpu_devices(config, cores, processes))
 
 
-def cpu_devices(config: TrainConfig, cores: int) -> int:
-    """The largest number of devices, at most one per core, that can share the batch and its batch-norm groups, and have
-    enough to do."""
-    busy = config.batch_size * config.data.image_size**2 // LEAST_PIXELS
+def cpu_devices(config: TrainConfig, cores: int, processes: int = 1) -> int:
+    """The largest number of devices per process, at most one per core, that can share the batch and its batch-norm groups,
+    and have enough to do."""
+    busy = config.batch_size * config.data.image_size**2 // (LEAST_PIXELS * processes)
     for count in range(min(cores, MOST_DEVICES, busy), 1, -1):
         try:
-            validation.check_devices(config, count)
+            validation.check_devices(config, count * processes)
         except UserError:
             continue
         return count

@@ -4,12 +4,51 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from resnet_jax.errors import UserError
 
 AXIS = "data"
+
+
+def start_distributed(coordinator: str | None, num_processes: int | None, process_id: int | None, timeout: int) -> None:
+    """Joins the other processes of a run; before anything else is asked of JAX.
+
+    Args:
+      coordinator: HOST:PORT of process 0; None: found out, together with the rest, on Cloud TPU, GKE and Slurm.
+      num_processes, process_id: how many there are, and which one this is.
+      timeout: the most seconds that the start waits, and after which a process that is silent counts as lost
+        (`training.watchdog`; JAX's own watch takes three times as long).
+
+    Raises:
+      UserError: no cluster was found, or not everybody came.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, initialization_timeout=timeout, heartbeat_timeout_seconds=3 * timeout
+        )
+    except ValueError as error:
+        raise UserError(
+            f"--distributed: {error} Found neither a Cloud TPU slice, GKE nor Slurm; start one process on each machine with "
+            "--coordinator=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"--coordinator={coordinator}: the {num_processes} processes did not meet within {timeout} s "
+            f"({' '.join(str(error).split())[:100]}); check the address and that all were started"
+        ) from error
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which writes the log."""
+    return jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """The value that process 0 has, on all of them."""
+    return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -19,6 +58,8 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
       UserError: there are not that many.
     """
     devices = jax.devices()
+    if num_devices is not None and jax.process_count() > 1:
+        raise UserError(f"devices={num_devices}: several processes use all of their devices; leave it None")
     if num_devices is not None and num_devices > len(devices):
         raise UserError(f"devices={num_devices}: this machine has {len(devices)} ({devices[0].platform})")
     return Mesh(np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
@@ -82,14 +123,26 @@ def by_column(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(None, AXIS))
 
 
-def put_columns(batches: np.ndarray, mesh: Mesh) -> jax.Array:
+def put_columns(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Splits several batches, `[batches, batch_size, ...]`, each over the mesh; every process has them whole."""
-    return _put_parts(lambda index: batches[index], batches.shape, by_column(mesh))
+
+    def put(whole: np.ndarray) -> jax.Array:
+        return _put_parts(lambda index: whole[index], whole.shape, by_column(mesh))
+
+    return {name: put(whole) for name, whole in batches.items()}
+
+
+def with_wish(batch: dict[str, np.ndarray], stop: bool, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Adds whether this process wants to stop, `stop` int32 of the labels' shape, for the others; alone it asks nobody."""
+    return batch if jax.process_count() == 1 else batch | {"stop": np.full(shape, stop, np.int32)}
 
 
 def put_replicated(tree, mesh: Mesh):
-    """Copies a tree of host arrays to every device of the mesh."""
-    return jax.device_put(tree, replicated(mesh))
+    """Copies a tree of host arrays, the same on every process, to every device of the mesh."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    return jax.tree.map(lambda leaf: _put_parts(lambda _: leaf, np.shape(leaf), sharding), tree)
 
 
 def one_at_a_time(result, mesh: Mesh):

@@ -1,13 +1,16 @@
 """Things that several tests make."""
 
+import dataclasses
 import pathlib
+import socket
 import zlib
 
 import jax
 import numpy as np
 
-from resnet_jax import recipes, validation
+from resnet_jax import parallel, recipes, validation
 from resnet_jax.config import TrainConfig
+from resnet_jax.training import experiment, loop
 from resnet_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -65,6 +68,35 @@ def state_of(variables, optimizer, mean, std, dtype=np.float64) -> TrainState:
     )
     pixels = {"mean": np.asarray(mean, dtype).reshape(1, 1, -1), "std": np.asarray(std, dtype).reshape(1, 1, -1)}
     return TrainState(np.int32(0), variables["params"], variables["batch_stats"], opt_state, pixels)
+
+
+def float64_run(config: TrainConfig) -> tuple:
+    """The experiment of a config in float64, its fresh state and its two data sets; within `jax.enable_x64(True)`."""
+    train_source, test_source = experiment.open_data(config, "train"), experiment.open_data(config, "val")
+    run = experiment.build(config, len(train_source.classes), train_source.channels)
+    run = dataclasses.replace(run, model=run.model.clone(dtype=np.float64))
+    state = parallel.put_replicated(as_float64(loop.first_state(run, train_source)), run.mesh)
+    return run, state, train_source, test_source
+
+
+def as_float64(tree):
+    """Arrays, or their shapes, with float64 in place of float32."""
+
+    def cast(leaf):
+        if leaf.dtype != np.float32:
+            return leaf
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, np.float64, sharding=leaf.sharding)
+        return np.asarray(leaf, np.float64)
+
+    return jax.tree.map(cast, tree)
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def flat(tree) -> dict[str, np.ndarray]:

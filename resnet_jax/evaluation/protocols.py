@@ -24,7 +24,11 @@ def compile_eval_step(model: ResNet, pad: int, mesh: Mesh) -> Callable[..., dict
         images = normalize(batch, pixels["mean"], pixels["std"], pad)
         logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
         scores = batch_scores(logits, batch["label"], batch["mask"])
-        return scores | ({"skipped": batch["skipped"].sum()} if "skipped" in batch else {})
+        if "skipped" in batch:
+            scores["skipped"] = batch["skipped"].sum()
+        if "stop" in batch:
+            scores["stop"] = batch["stop"].max()
+        return scores
 
     rep = parallel.replicated(mesh)
     return jax.jit(run, in_shardings=(rep, rep, rep, parallel.by_batch(mesh)), out_shardings=rep)
@@ -70,13 +74,18 @@ def evaluate(
         tqdm(total=len(source), unit="img", desc="evaluate", leave=False, disable=not progress) as bar,
     ):
         for batch in iterator:
-            if should_stop():
+            stop = pending is not None and should_stop()  # not before the first batch, whose program is compiled
+            if stop and jax.process_count() == 1:
                 raise Stopped("stopped during an evaluation")
+            batch = parallel.with_wish(batch, stop, batch["label"].shape)
             result = eval_step(state.params, state.batch_stats, state.pixels, parallel.put_batch(batch, mesh, batch_size))
             parallel.one_at_a_time(result, mesh)
             # Fetch one batch late, so that the next one is loaded and queued meanwhile.
             if pending is not None:
-                scores.add(jax.device_get(pending))
+                pending = jax.device_get(pending)
+                if pending.pop("stop", 0):  # all processes see it after the same batch
+                    raise Stopped("stopped during an evaluation")
+                scores.add(pending)
                 bar.update(scores.count - bar.n)
             pending = result
         scores.add(jax.device_get(pending))

@@ -1,8 +1,8 @@
 """What brings the training step its batches: a stream from the host, or a data set that lives on the device.
 
-A feed is a context manager, and a function of the state, the steps made and a step to stop at. It makes one step or
-several, without waiting for them, and returns the new state, the metrics (of each step, if it can make several) and the
-number of steps made.
+A feed is a context manager, and a function of the state, the steps made, a step to go to at most, and whether this process
+wants to stop (which all must do after the same step: the metrics say `stop` then). It makes one step or several, without
+waiting for them, and returns the new state, the metrics (of each step, if it can make several) and the number of steps made.
 """
 
 import contextlib
@@ -47,11 +47,12 @@ class Streamed(contextlib.ExitStack):
         )
         self._iterator = self.enter_context(pipeline.iterate(batches, start, config.data, skipped))
 
-    def __call__(self, state: TrainState, done: int, until: int) -> tuple[TrainState, step_lib.Metrics, int]:
+    def __call__(self, state: TrainState, done: int, until: int, stop: bool) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes one step."""
         del done, until
         began = time.monotonic()
         batch = next(self._iterator)
+        batch = parallel.with_wish(batch, stop, batch["label"].shape)
         self.waited += time.monotonic() - began
         with jax.transfer_guard("disallow"):
             # This copy runs while the device makes the step before, which nobody has waited for yet.
@@ -81,14 +82,15 @@ class Resident:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
-    def __call__(self, state: TrainState, done: int, until: int) -> tuple[TrainState, step_lib.Metrics, int]:
+    def __call__(self, state: TrainState, done: int, until: int, stop: bool) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes all steps to `until`, or as many as one dispatch has."""
         count = min(until - done, self._most)
         indices = np.zeros((self._most, self._order.batch_size), np.int32)
         indices[:count] = self._order(done, count)
         with jax.transfer_guard("disallow"):
-            put = parallel.put_columns(indices, self._mesh), parallel.put_replicated(np.int32(count), self._mesh)
-            return *self._steps(state, self._store, *put), count
+            rows = parallel.put_columns(parallel.with_wish({"index": indices}, stop, indices.shape), self._mesh)
+            state, metrics = self._steps(state, self._store, rows, parallel.put_replicated(np.int32(count), self._mesh))
+        return state, metrics, count
 
 
 def train_step(run: Experiment) -> step_lib.Step:

@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resnet_jax.analysis.curves import draw_curves
-from resnet_jax.config import LoggingConfig
+from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
 
 
@@ -41,22 +41,25 @@ class Logger:
     data_wait the share of the time in [0, 1] that was spent waiting for data.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start: int, steps: int, batch_size: int):
-        """Args: where; what to write; the first step of this part of the run; steps in all; images per step."""
-        self._config, self._steps, self._batch_size = config, steps, batch_size
+    def __init__(self, workdir: pathlib.Path, config: TrainConfig, start: int, silent: bool = False):
+        """Args: where; the config; steps made before; silent: write and say nothing (all processes but the first)."""
+        self._config, self._steps, self._batch_size, self._silent = config.logging, config.steps, config.batch_size, silent
         self._rows_path, self._curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
         self._start, self._clock_start, self._wait = start, None, ""
         # A killed run may have logged more than its last checkpoint knows; those steps are now made again.
         rows = [row for row in read_rows(self._rows_path) if row["step"] <= start]
-        temporary = self._rows_path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self._rows_path)
         self._rows = rows
-        self._file = self._rows_path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if config.tensorboard else None
-        self.interactive = sys.stderr.isatty()
+        self._file, self._board = None, None
+        if not silent:
+            temporary = self._rows_path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.replace(self._rows_path)
+            self._file = self._rows_path.open("a", buffering=1)
+            if self._config.tensorboard:
+                self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self.interactive = sys.stderr.isatty() and not silent
         self._bar = tqdm(
-            total=steps, initial=start, unit="step", disable=not self.interactive, dynamic_ncols=True, smoothing=0.1
+            total=self._steps, initial=start, unit="step", disable=not self.interactive, dynamic_ncols=True, smoothing=0.1
         )
 
     def __enter__(self) -> "Logger":
@@ -64,12 +67,15 @@ class Logger:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._board:
             self._board.close()
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
+        if self._silent:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
@@ -90,7 +96,8 @@ class Logger:
         """Adds a row."""
         row = {"step": step, "split": split, **metrics}
         self._rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
+        if self._file:
+            self._file.write(json.dumps(row) + "\n")
         if self._board:
             for name, value in metrics.items():
                 self._board.add_scalar(f"{split}/{name}", value, step)
@@ -109,13 +116,13 @@ class Logger:
         return any(row["step"] == step and row["split"] == "test" for row in self._rows)
 
     def last_scores(self) -> dict[str, float]:
-        """The metrics of the last evaluation."""
-        row = [row for row in self._rows if row["split"] == "test"][-1]
+        """The metrics of the last evaluation; none on another machine than the log's that has made no evaluation."""
+        row = next((row for row in reversed(self._rows) if row["split"] == "test"), {})
         return {name: value for name, value in row.items() if name not in ("step", "split")}
 
     def draw(self) -> None:
         """Renews curves.png; a run does not end for the sake of a picture."""
-        if self._config.curves:
+        if self._config.curves and not self._silent:
             try:
                 draw_curves(self._rows, self._curves_path)
             except OSError as error:

@@ -3,6 +3,7 @@
 Stopped anywhere, it goes on there.
 """
 
+import contextlib
 import math
 import pathlib
 import signal
@@ -25,6 +26,7 @@ from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters, variable_shapes
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training import feed as feed_lib
+from resnet_jax.training import watchdog
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
@@ -94,9 +96,10 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
         state, progress = checkpoints.restore(steps[-1], run.abstract_state())
     else:
         state, progress = parallel.put_replicated(first_state(run, source), run.mesh), Progress()
-    temporary = stored.with_suffix(".tmp")
-    temporary.write_text(config_lib.to_json(run.config))
-    temporary.replace(stored)
+    if parallel.is_main():
+        temporary = stored.with_suffix(".tmp")
+        temporary.write_text(config_lib.to_json(run.config))
+        temporary.replace(stored)
     return state, progress
 
 
@@ -111,25 +114,27 @@ class Trainer:
         checkpoints: Checkpoints,
         log: Logger,
         stop: StopSignal,
+        watch: watchdog.Watchdog,
         state: TrainState,
         progress: Progress,
     ):
         """Takes what `train` made; `state` is donated to the first step."""
         self._run, self._config = run, run.config
         self._train_source, self._test_source = train_source, test_source
-        self._checkpoints, self._log, self._stop = checkpoints, log, stop
+        self._checkpoints, self._log, self._stop, self._watch = checkpoints, log, stop, watch
         self._state, self._progress = run.for_model(state), progress
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
         self._pending: tuple[int, int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
         self._warned = False  # that the run waits for data
+        self._agreed = False  # among several processes, to stop
         self._seconds_before, self._clock = progress.seconds, time.monotonic()
 
     def run(self) -> bool:
         """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
         config, start = self._config, int(self._state.step)
-        owed = start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)
+        owed = bool(parallel.agreed(start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)))
         if owed:  # stopped during an evaluation
             self._evaluate(start)
         with feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"]) as self._feed:
@@ -158,7 +163,7 @@ class Trainer:
     def _update(self, step: int) -> int:
         """Makes the next step, or several at once, after `step` of them; returns how many are made then."""
         try:
-            self._state, metrics, count = self._feed(self._state, step, self._next_event(step))
+            self._state, metrics, count = self._feed(self._state, step, self._next_event(step), self._stop.requested())
         except Exception:
             self._check_stop(step)  # Ctrl-C may have reached a data worker first
             raise
@@ -187,6 +192,8 @@ class Trainer:
             for name in ("loss", "correct", "count"):
                 window[name] = window.get(name, 0) + values[name]
             window["learning_rate"] = values["learning_rate"]
+            self._agreed |= bool(values.get("stop"))
+        self._watch.beat()
         self._log.step_done(done + count, values["loss"] / values["count"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first dispatch, which compiles
             self._window_clock, self._feed.waited = (time.monotonic(), done + count), 0.0
@@ -217,6 +224,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> Scores:
         self._fetch()
+        self._watch.pause()
         began = time.monotonic()
         try:
             scores = evaluate(
@@ -226,10 +234,11 @@ class Trainer:
                 self._config,
                 self._run.mesh,
                 progress=self._log.interactive,
-                should_stop=self._stop.requested,
+                should_stop=self._poll,
                 skipped=self._skipped["test"],
             )
         except Stopped:
+            self._agreed = True
             self._check_stop(step)
             raise
         if not math.isfinite(scores.loss):
@@ -240,33 +249,40 @@ class Trainer:
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
         return scores
 
+    def _poll(self) -> bool:
+        self._watch.beat()
+        return self._stop.requested()
+
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
         self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
         state = self._run.for_checkpoint(self._state)
+        self._watch.pause()
         self._checkpoints.save(step, state, self._progress, scores.as_metrics() if scores else None)
 
     def _check_stop(self, step: int) -> None:
-        if not self._stop.requested():
+        if not (self._stop.requested() if jax.process_count() == 1 else self._agreed):
             return
         if step > 0 and step not in self._checkpoints.steps():
             self._save(step, None)
         self._checkpoints.wait()
-        raise Stopped(f"stopped by {self._stop.name} at step {step}, saved; run the same command again to go on")
+        by = self._stop.name or "a signal to another process"
+        raise Stopped(f"stopped by {by} at step {step}, saved; run the same command again to go on")
 
 
 def _divides(every: int, step: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
+def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float = 100) -> dict[str, float]:
     """Trains as a config says, in a workdir, from the last checkpoint there if there is one.
 
     The workdir gets config.json, checkpoints/, metrics.jsonl, curves.png and tensorboard/.
 
     Args:
       config: validated (`validation.validate`).
-      workdir: the folder of this run.
+      workdir: the folder of this run; of several processes, one that all of them see.
+      peer_timeout: seconds without progress after which one of several processes ends (`watchdog`).
 
     Returns:
       The scores on the held-out images after the last step: top1, top5, loss, images.
@@ -276,21 +292,24 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
       Stopped: SIGTERM or Ctrl-C; the state is saved.
     """
     workdir = pathlib.Path(workdir)
-    with experiment_lib.own_workdir(workdir):
+    with experiment_lib.own_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
         train_source = experiment_lib.open_data(config, "train")
         test_source = experiment_lib.open_data(config, "val")
         run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
         config = run.config
         validation.check_devices(config, run.mesh.size)
-        with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
+        watch = watchdog.Watchdog(peer_timeout if jax.process_count() > 1 else None)
+        with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints, watch:
             state, progress = start_state(run, train_source, checkpoints, workdir)
             start = int(state.step)
-            with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
+            with Logger(workdir, config, start, silent=not parallel.is_main()) as log:
                 log.say(describe(run, train_source, test_source, state))
                 log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
-                trained = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress).run()
+                trained = Trainer(run, train_source, test_source, checkpoints, log, stop, watch, state, progress).run()
                 log.draw()
                 final = log.last_scores()
+                if not parallel.is_main():
+                    return final
                 right = round(final["top1"] * final["images"])
                 log.say(
                     f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training; "
@@ -303,11 +322,12 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
 def describe(run: Experiment, train_source: Source, test_source: Source, state: TrainState) -> str:
     """A few lines on what runs where, and how."""
     config, device = run.config, run.mesh.devices.flat[0]
+    hosts = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     millions = count_parameters({"params": state.params}) / 1e6
     return (
         f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
         f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
-        f"{run.mesh.size} x {device.device_kind} ({device.platform}), {config.batch_size} images per step, "
+        f"{run.mesh.size} x {device.device_kind} ({device.platform}){hosts}, {config.batch_size} images per step, "
         f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}; "
         f"blocks {'in a loop (scan_blocks)' if run.model.scan_blocks else 'unrolled'}"
         + (f", stages {run.model.remat} computed again in the backward pass" if run.model.remat else "")

@@ -58,7 +58,8 @@ def train_step(
 
     Returns:
       The state after it, and the batch's metrics before it: loss (mean), correct and count (images; correct by the label of
-      the image itself, where another is mixed in), learning_rate, and the parameters' norm after it.
+      the image itself, where another is mixed in), learning_rate, and the parameters' norm after it; with several processes
+      also stop, whether any of them wants to.
     """
     images, targets = normalize(batch, state.pixels["mean"], state.pixels["std"], pad), batch["label"]
     if mixer is not None:
@@ -77,6 +78,8 @@ def train_step(
         "parameter_norm": optax.tree.norm(params),
         "learning_rate": schedule(state.step),
     }
+    if "stop" in batch:
+        metrics["stop"] = batch["stop"].max()
     new_state = state.replace(
         step=state.step + 1,
         params=params,
@@ -110,26 +113,29 @@ def compile_resident_steps(step: Step, augment: Augmenter, mesh: Mesh, most: int
     """Several steps in one program, with the data set on the device.
 
     Returns:
-      A function of the state (donated), the data set (`resident.load`, replicated), indices int32 `[most, batch]`
-      (split over the mesh along the batch) and the number of steps to make, int32, at most `most`: the state after them, and
-      their metrics, each `[most]`, of which the first ones count.
+      A function of the state (donated), the data set (`resident.load`, replicated), rows (int32 `[most, batch]`, split over
+      the mesh along the batch: index, and stop if processes ask) and the number of steps to make, int32, at most `most`: the
+      state after them, and their metrics, each `[most]`, of which the first ones count.
     """
     rep = parallel.replicated(mesh)
 
-    def one(state: TrainState, store: Batch, indices: jax.Array) -> tuple[TrainState, Metrics]:
-        batch = augment(store, indices, state.step)
+    def one(state: TrainState, store: Batch, rows: Batch) -> tuple[TrainState, Metrics]:
+        batch = augment(store, rows["index"], state.step) | {name: rows[name] for name in rows if name != "index"}
         return step(state, jax.lax.with_sharding_constraint(batch, parallel.by_batch(mesh)))
 
-    def run(state: TrainState, store: Batch, indices: jax.Array, count: jax.Array) -> tuple[TrainState, Metrics]:
+    def run(state: TrainState, store: Batch, rows: Batch, count: jax.Array) -> tuple[TrainState, Metrics]:
+        def row(k: int | jax.Array) -> Batch:
+            return jax.tree.map(lambda values: values[k], rows)
+
         if most == 1:  # no loop: in one, XLA's CPU backend runs convolutions many times slower
-            state, metrics = one(state, store, indices[0])
+            state, metrics = one(state, store, row(0))
             return state, jax.tree.map(lambda value: value[None], metrics)
 
         def body(k: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
-            state, metrics = one(carry[0], store, indices[k])
+            state, metrics = one(carry[0], store, row(k))
             return state, jax.tree.map(lambda values, value: values.at[k].set(value), carry[1], metrics)
 
-        shapes = jax.eval_shape(one, state, store, indices[0])[1]
+        shapes = jax.eval_shape(one, state, store, row(0))[1]
         metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, metrics))
 

@@ -1,6 +1,5 @@
 """Training with the data on the device: the loop does everything it does with a stream."""
 
-import dataclasses
 import json
 import signal
 
@@ -8,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import parallel
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.training import experiment, feed, loop
 from resnet_jax.training.loop import train
@@ -31,16 +29,11 @@ def test_several_steps_at_once_are_the_steps_one_by_one():
         ends = {}
         for most, devices in ((1, 1), (3, 8)):
             config = valid(steps_per_dispatch=most, devices=devices)
-            source = experiment.open_data(config, "train")
-            run = experiment.build(config, 10, 1)
-            run = dataclasses.replace(run, model=run.model.clone(dtype=np.float64))
-            state = loop.first_state(run, source)
-            state = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, state)
-            state = parallel.put_replicated(state, run.mesh)
+            run, state, source, _ = helpers.float64_run(config)
             losses, done = [], 0
             with feed.open_feed(run, source, 0, None) as resident:
                 while done < 5:
-                    state, metrics, count = resident(state, done, 2 if done < 2 else 5)
+                    state, metrics, count = resident(state, done, 2 if done < 2 else 5, False)
                     losses += np.asarray(metrics["loss"])[:count].tolist()
                     done += count
             assert len(losses) == int(state.step) == 5

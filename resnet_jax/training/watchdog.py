@@ -1,0 +1,54 @@
+"""Ends a process of several that waits in vain: when one is gone or hangs, the others would wait for it for ever.
+
+JAX notices that itself after a while, and then aborts with pages of its inner state. This comes first, with one line.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from resnet_jax.errors import EXIT_PEER_LOST
+
+
+class Watchdog:
+    """A context manager; inside, `beat` must be called at least every `timeout` seconds, from the first call on."""
+
+    def __init__(self, timeout: float | None, end: Callable[[str], None] | None = None):
+        """Args: seconds, None: do not watch; what to do then, with the message (the default ends the process)."""
+        self._timeout, self._end = timeout, end or _end
+        self._last: float | None = None
+        self._over = threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        if self._timeout is not None:
+            threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+
+    def beat(self) -> None:
+        """There is progress."""
+        self._last = time.monotonic()
+
+    def pause(self) -> None:
+        """What comes may take long (compiling); until the next beat nobody watches."""
+        self._last = None
+
+    def _watch(self) -> None:
+        while not self._over.wait(min(1.0, self._timeout / 4)):
+            last = self._last
+            if last is not None and time.monotonic() - last > self._timeout:
+                self._end(
+                    f"no progress for {self._timeout:.0f} s: another process is gone or hangs (its own log says why); "
+                    "start all of them again to go on from the last checkpoint"
+                )
+                return
+
+
+def _end(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    os._exit(EXIT_PEER_LOST)  # the main thread is inside XLA and would not hear of an exception
