@@ -67,12 +67,9 @@ def test_jobset_restarts_after_preemption_but_not_after_a_users_error():
     assert policy["maxRestarts"] > 0
     assert policy["rules"] == [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert (rule["action"], rule["onExitCodes"]["operator"], rule["onExitCodes"]["values"]) == (
-        "FailJob",
-        "In",
-        [EXIT_USER_ERROR],
-    )
-    assert rule["onExitCodes"]["containerName"] == job["template"]["spec"]["containers"][0]["name"]
+    codes = rule["onExitCodes"]
+    assert (rule["action"], codes["operator"], codes["values"]) == ("FailJob", "In", [EXIT_USER_ERROR])
+    assert codes["containerName"] == job["template"]["spec"]["containers"][0]["name"]
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy needs it
     assert job["backoffLimit"] == 0
     assert job["parallelism"] == job["completions"]
@@ -160,12 +157,12 @@ def test_machine_trains_with_the_flags_in_the_environment_it_made(play, tmp_path
     (there / "launch").mkdir()
     shutil.copy(LAUNCH / "machine.sh", there / "launch")
     python = there / ".venv/bin/python"
-    python.write_text(f'#!/usr/bin/env bash\necho "$JAX_PLATFORMS|$PWD|$*"\nexit {EXIT_STOPPED}\n')
+    python.write_text(f'#!/usr/bin/env bash\nprintf "%s\\n" "$JAX_PLATFORMS" "$PWD" "$@"\nexit {EXIT_STOPPED}\n')
     python.chmod(0o755)
     commands = {"nvidia-smi": "echo 'GPU 0: a GPU'", "make": ""}
     done, calls = play(there / "launch/machine.sh", "cuda", "--a=b c", environment={"PYTHON": "mypython"}, **commands)
     assert done.returncode == EXIT_STOPPED
-    assert done.stdout == f"cuda,cpu|{there}|train.py --a=b c\n"
+    assert done.stdout.splitlines() == ["cuda,cpu", str(there), "train.py", "--a=b c"]
     assert calls[-1] == "make setup PYTHON=mypython EXTRA=cuda,gcs"
 
 
