@@ -7,12 +7,12 @@ import time
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resnet_jax.analysis.curves import draw_curves
 from resnet_jax.config import LoggingConfig
 from resnet_jax.errors import UserError
+from resnet_jax.training.boards import open_boards
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -38,12 +38,24 @@ class Logger:
 
     A row of metrics.jsonl has `step` (updates made), `split` ('train': over the steps since the last row; 'test': of
     an evaluation) and metrics: losses are means, top1 and top5 in [0, 1], images_per_second without compilation,
-    data_wait the share of the time in [0, 1] that was spent waiting for data.
+    data_wait the share of the time in [0, 1] that was spent waiting for data, utilisation the share of the devices' peak
+    FLOP/s (where that is known), device_hours the devices times the hours trained so far, all parts of the run together.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: LoggingConfig, start: int, steps: int, batch_size: int):
-        """Args: where; what to write; the first step of this part of the run; steps in all; images per step."""
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: LoggingConfig,
+        start: int,
+        steps: int,
+        batch_size: int,
+        settings: dict[str, Any] | None = None,
+    ):
+        """Args: where; what to write; the first step of this part of the run; steps in all; images per step; the whole
+        config, flat, to show beside the metrics.
+        """
         self._config, self._steps, self._batch_size = config, steps, batch_size
+        self.workdir = workdir
         self._rows_path, self._curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
         self._start, self._clock_start, self._wait = start, None, ""
         # A killed run may have logged more than its last checkpoint knows; those steps are now made again.
@@ -53,7 +65,7 @@ class Logger:
         temporary.replace(self._rows_path)
         self._rows = rows
         self._file = self._rows_path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1) if config.tensorboard else None
+        self._boards = open_boards(config, workdir, start, settings or {})
         self.interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps, initial=start, unit="step", disable=not self.interactive, dynamic_ncols=True, smoothing=0.1
@@ -65,19 +77,22 @@ class Logger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._bar.close()
         self._file.close()
-        if self._board:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
-    def step_done(self, step: int, loss: float) -> None:
-        """Moves the bar; `step` updates are made."""
+    def step_done(self, step: int, loss: float, top1: float, learning_rate: float) -> None:
+        """Moves the bar; `step` updates are made; the metrics are the last step's."""
         if self._clock_start is None:  # the first step of a run compiles
             self._clock_start, self._start = time.monotonic(), step
-        text = f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}{self._wait}"
+        text = (
+            f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}, top-1 {100 * top1:.0f} %, "
+            f"lr {learning_rate:g}{self._wait}"
+        )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
@@ -91,9 +106,8 @@ class Logger:
         row = {"step": step, "split": split, **metrics}
         self._rows.append(row)
         self._file.write(json.dumps(row) + "\n")
-        if self._board:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        for board in self._boards:
+            board.write(step, split, metrics)
         if split == "train":
             self._wait = f", {100 * metrics['data_wait']:.0f} % waiting for data"
         if split == "train" and not self.interactive:

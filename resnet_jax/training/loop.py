@@ -15,7 +15,7 @@ import jax
 from resnet_jax import config as config_lib
 from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import augment, mix, normalize, pipeline
+from resnet_jax.data import augment, normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
@@ -24,10 +24,13 @@ from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters, variable_shapes
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints, Progress
+from resnet_jax.training.compiled import compile_step
+from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
+from resnet_jax.training.profile import ProfileWindow
 from resnet_jax.training.state import TrainState, fresh_state
-from resnet_jax.training.step import Metrics, compile_train_step
+from resnet_jax.training.step import Metrics
 from resnet_jax.weights import formats
 
 MOST_WAIT = 0.1  # share of the time spent waiting for data above which there is advice
@@ -117,15 +120,13 @@ class Trainer:
         self._train_source, self._test_source = train_source, test_source
         self._checkpoints, self._log, self._stop = checkpoints, log, stop
         self._state, self._progress = run.for_model(state), progress
-        self._step_fn = compile_train_step(
-            run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh, mix.mixer(self._config)
-        )
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
         self._pending: tuple[int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
+        self._profile = ProfileWindow(self._config.logging.profile_steps, log.workdir / "profile")
         self._waited, self._warned = 0.0, False  # seconds of this window spent waiting for data
-        self._seconds_before, self._clock = progress.seconds, time.monotonic()
+        self._clock = time.monotonic()
 
     def run(self) -> bool:
         """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
@@ -145,7 +146,11 @@ class Trainer:
         owed = start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)
         if owed:  # stopped during an evaluation
             self._evaluate(start)
-        with pipeline.iterate(batches, start, config.data, self._skipped["train"]) as iterator:
+        if start < config.steps:
+            self._step_fn = compile_step(self._run)  # once: what it says of memory is of the program that runs
+            self._cost = step_cost(self._run, self._step_fn)
+            self._log.say(str(self._cost))
+        with self._profile, pipeline.iterate(batches, start, config.data, self._skipped["train"]) as iterator:
             for step in range(start + 1, config.steps + 1):
                 self._update(step, iterator)
                 scores = self._evaluate(step) if self._evaluation_due(step) else None
@@ -171,10 +176,13 @@ class Trainer:
             self._check_stop(step - 1)  # Ctrl-C may have reached a data worker first
             raise
         self._waited += time.monotonic() - began
+        self._profile.before(step)
         with jax.transfer_guard("disallow"):
             batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
             self._state, metrics = self._step_fn(self._state, batch)
             parallel.one_at_a_time(self._state, self._run.mesh)
+        if self._profile.after(step, self._state):
+            self._log.say(f"profile of the steps to {step} written; to look at it: tensorboard --logdir={self._log.workdir}")
         # Fetch the metrics one step late: the device is never idle, and never more than one step ahead.
         self._fetch()
         self._pending = (step, metrics)
@@ -197,7 +205,7 @@ class Trainer:
         ):
             window[name] = window.get(name, 0) + value
         window["learning_rate"] = values["learning_rate"]
-        self._log.step_done(step, values["loss"])
+        self._log.step_done(step, values["loss"], values["correct"] / values["count"], values["learning_rate"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first step, which compiles
             self._window_clock, self._waited = (time.monotonic(), step), 0.0
 
@@ -214,6 +222,10 @@ class Trainer:
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
         wait = self._waited / (now - since) if step > first else 0.0
         row |= {"learning_rate": window["learning_rate"], "images_per_second": speed, "data_wait": wait}
+        if (utilisation := self._cost.utilisation(speed)) is not None:
+            row["utilisation"] = utilisation
+        self._count_time()
+        row["device_hours"] = self._progress.device_seconds / 3600
         self._log.write(step, "train", row)
         if wait > MOST_WAIT and not self._warned:
             self._warned = True
@@ -249,9 +261,15 @@ class Trainer:
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
         return scores
 
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self._progress.seconds += now - self._clock
+        self._progress.device_seconds += (now - self._clock) * self._run.mesh.size
+        self._clock = now
+
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
-        self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
+        self._count_time()
         state = self._run.for_checkpoint(self._state)
         self._checkpoints.save(step, state, self._progress, scores.as_metrics() if scores else None)
 
@@ -290,7 +308,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
             state, progress = start_state(run, train_source, checkpoints, workdir)
             start = int(state.step)
-            with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
+            settings = config_lib.flatten(config)
+            with Logger(workdir, config.logging, start, config.steps, config.batch_size, settings) as log:
                 log.say(describe(run, train_source, test_source, state))
                 log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
                 trained = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress).run()
@@ -298,8 +317,9 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
                 final = log.last_scores()
                 right = round(final["top1"] * final["images"])
                 log.say(
-                    f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training; "
-                    f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
+                    f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training, "
+                    f"{progress.device_seconds / 3600:.3g} device-hours; results in {workdir}\n"
+                    f"test top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
                     + (f"; NOT SCORED: {final['skipped']} broken images" if "skipped" in final else "")
                 )
     return final

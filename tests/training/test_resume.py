@@ -20,7 +20,7 @@ from resnet_jax.training.checkpoints import Checkpoints
 from tests import helpers
 
 STEPS = 60
-TIMES = ("images_per_second", "data_wait")  # what may differ between equal runs
+TIMES = ("images_per_second", "data_wait", "device_hours")  # what may differ between equal runs
 FLAGS = [
     "--config.model.name=cifar_resnet8",
     f"--config.steps={STEPS}",
