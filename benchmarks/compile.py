@@ -21,7 +21,7 @@ from resnet_jax.models.blocks import stack_blocks
 from resnet_jax.training.optimizers import make_optimizer
 from resnet_jax.training.schedules import step_schedule
 from resnet_jax.training.state import abstract_state
-from resnet_jax.training.step import compile_train_step
+from resnet_jax.training.step import compile_train_step, make_step
 
 NETWORK = flags.DEFINE_string("network", "cifar_resnet1202", "Network.")
 BATCH = flags.DEFINE_integer("batch", 128, "Images per step.")
@@ -49,7 +49,7 @@ def main(_: list[str]) -> None:
         "label": jax.ShapeDtypeStruct((BATCH.value,), "int32"),
     }
     began = time.perf_counter()
-    lowered = compile_train_step(model, optimizer, schedule, 0, mesh).lower(state, batch)
+    lowered = compile_train_step(make_step(model, optimizer, schedule, 0), mesh).lower(state, batch)
     traced = time.perf_counter()
     compiled = lowered.compile()
     result = {

@@ -17,7 +17,7 @@ from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
 from resnet_jax.training.schedules import step_schedule
 from resnet_jax.training.state import fresh_state
-from resnet_jax.training.step import compile_train_step
+from resnet_jax.training.step import compile_train_step, make_step
 
 
 def slowest(folder: str, count: int = 15) -> list[list]:
@@ -53,7 +53,10 @@ def main(job: dict) -> None:
     if job["mode"] == "infer":
         batch["mask"] = np.ones(job["batch"], bool)
     batch = parallel.put_batch(batch, mesh, job["batch"])
-    train_step, eval_step = compile_train_step(model, optimizer, schedule, 0, mesh), compile_eval_step(model, 0, mesh)
+    train_step, eval_step = (
+        compile_train_step(make_step(model, optimizer, schedule, 0), mesh),
+        compile_eval_step(model, 0, mesh),
+    )
 
     def run(steps: int) -> float:
         nonlocal state

@@ -143,6 +143,10 @@ class DataConfig(Section):
     pixels. Kept in the checkpoint."""
     std: str = "none"
     """Divided by afterwards: none (the paper), channel (of the training set) or imagenet."""
+    placement: str = "host"
+    """Where the training images are: host (loaded batch by batch), or device: all of them, augmented there, for sets as
+    small as CIFAR-10 (cifar10, digits or synthetic, with pad_crop, pad_crop_no_flip or none). The distribution is the same,
+    the draws are others."""
     workers: int = 0
     """Processes that load and augment; 0 does it in threads of this process."""
     threads: int | None = None
@@ -258,6 +262,9 @@ class TrainConfig(Section):
     """Of the initial weights, the order of the data and its augmentation."""
     devices: int | None = None
     """Use the first so many devices; None: all."""
+    steps_per_dispatch: int | None = None
+    """Steps that the device makes in one go with data.placement='device'; None: on CPU 1, elsewhere up to 100. Signals are
+    looked at in between."""
     deterministic: bool = False
     """On GPUs, only operations with reproducible results (slower). CPU and TPU are reproducible anyway."""
     matmul_precision: str = "default"

@@ -1,6 +1,6 @@
 """Devices: one named mesh, the batch split over it, everything else replicated. The same code for 1 device and many."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -56,17 +56,35 @@ def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh, batch_size: int) -> d
     sharding = by_batch(mesh)
     if jax.process_count() == 1:
         return jax.device_put(dict(batch), sharding)
-    rows = local_rows(mesh, batch_size)
-    place = {row: index for index, row in enumerate(rows)}
+    place = {row: index for index, row in enumerate(local_rows(mesh, batch_size))}
 
     def put(local: np.ndarray) -> jax.Array:
         def part(index: tuple[slice, ...]) -> np.ndarray:
             start, stop, _ = index[0].indices(batch_size)
             return local[place[start] : place[stop - 1] + 1]
 
-        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
+        return _put_parts(part, (batch_size, *local.shape[1:]), sharding)
 
     return {name: put(local) for name, local in batch.items()}
+
+
+def _put_parts(
+    part: Callable[[tuple[slice, ...]], np.ndarray], shape: tuple[int, ...], sharding: NamedSharding
+) -> jax.Array:
+    """A global array of this process's parts. (JAX's own make_array_from_callback trips its transfer guard.)"""
+    places = sharding.addressable_devices_indices_map(shape)
+    parts = [jax.device_put(part(index), device) for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def by_column(mesh: Mesh) -> NamedSharding:
+    """The sharding of several batches, `[batches, batch_size, ...]`."""
+    return NamedSharding(mesh, P(None, AXIS))
+
+
+def put_columns(batches: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Splits several batches, `[batches, batch_size, ...]`, each over the mesh; every process has them whole."""
+    return _put_parts(lambda index: batches[index], batches.shape, by_column(mesh))
 
 
 def put_replicated(tree, mesh: Mesh):

@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from resnet_jax.config import Section, TrainConfig, flatten
+from resnet_jax.config import DataConfig, Section, TrainConfig, flatten
 from resnet_jax.errors import UserError
 from resnet_jax.models import zoo
 from resnet_jax.weights import presets
@@ -24,6 +24,7 @@ CHOICES = {
     "data.resample": ("bilinear", "bicubic"),
     "data.policy": ("none", "randaugment", "trivialaugment"),
     "data.on_error": ("raise", "skip"),
+    "data.placement": ("host", "device"),
     "data.mean": ("pixel", "channel", "imagenet", "none"),
     "data.std": ("none", "channel", "imagenet"),
     "optimizer.name": ("sgd_caffe", "sgd"),
@@ -35,6 +36,7 @@ MINIMUM = {
     "steps": 1,
     "batch_size": 1,
     "devices": 1,
+    "steps_per_dispatch": 1,
     "seed": 0,
     "model.num_classes": 2,
     "batch_norm.group_size": 1,
@@ -74,6 +76,7 @@ MINIMUM = {
 MAXIMUM = {
     "steps": 2**31 - 1,
     "seed": 2**32 - 1,
+    "steps_per_dispatch": 10_000,
     "batch_norm.momentum": 1,
     "data.lighting": 10,
     "data.colour_jitter": 1,
@@ -96,6 +99,7 @@ MAXIMUM = {
 MAY_CHANGE = (
     "steps",
     "devices",
+    "steps_per_dispatch",
     "init",
     "model.scan_blocks",
     "model.remat",
@@ -209,6 +213,8 @@ def _check_augmentation(config: TrainConfig) -> None:
     for name, (low, high), most in (("crop_scale", data.crop_scale, 1), ("crop_ratio", data.crop_ratio, 100)):
         if not 0 < low <= high <= most:
             raise UserError(f"data.{name}={getattr(data, name)}: need 0 < low <= high <= {most}")
+    if data.placement == "device":
+        _check_placement(data)
     size = config.test_size()
     if evaluation.crop_fraction is None and evaluation.resize is not None and evaluation.resize < size:
         name = "data.image_size" if evaluation.image_size is None else "evaluation.image_size"
@@ -221,6 +227,20 @@ def _check_augmentation(config: TrainConfig) -> None:
             f"mix: batch_size={config.batch_size} holds copies of one image only, with data.repeats={data.repeats}; "
             "mixing needs two images"
         )
+
+
+def _check_placement(data: DataConfig) -> None:
+    for name, possible in (
+        ("source", ("cifar10", "digits", "synthetic")),
+        ("augment", ("pad_crop", "pad_crop_no_flip", "none")),
+        ("policy", ("none",)),
+        ("lighting", (0,)),
+        ("colour_jitter", (0,)),
+        ("random_erasing", (0,)),
+    ):
+        if (value := getattr(data, name)) not in possible:
+            options = " or ".join(map(repr, possible))
+            raise UserError(f"data.placement='device' needs data.{name}={options}, not {value!r}; or data.placement='host'")
 
 
 def check_devices(config: TrainConfig, num_devices: int) -> None:

@@ -125,6 +125,22 @@ def test_wrong_values(field, value, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("augment", "scale_crop"),
+        ("policy", "randaugment"),
+        ("lighting", 0.1),
+        ("random_erasing", 0.5),
+        ("colour_jitter", 0.1),
+    ],
+)
+def test_what_the_device_cannot_do_stays_on_the_host(field, value):
+    config = helpers.digits_config(data__placement="device", data__train_scale=(8, 12), **{f"data__{field}": value})
+    with pytest.raises(UserError, match=rf"data\.placement='device' needs data\.{field}=.*, not {value!r}; or"):
+        validation.validate(config)
+
+
 def test_plain_networks_take_no_shortcut():
     with pytest.raises(UserError, match=r"model\.shortcut='B': cifar_plain20 is a plain network"):
         validation.validate(helpers.digits_config(model__name="cifar_plain20", model__shortcut="B"))

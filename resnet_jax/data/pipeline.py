@@ -231,7 +231,18 @@ def iterate(
 def _without_broken(
     iterator: Iterator[Batch], batches: TrainBatches | EvalBatches, skipped: Skipped | None
 ) -> Iterator[Batch]:
-    for batch in iterator:
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):  # Grain's words for a worker that is gone
+                raise
+            raise UserError(
+                "a data worker was killed (by the system, if memory ran out); start again with fewer data.workers, or 0 to "
+                "load in threads"
+            ) from error
         broken = batch.pop(BROKEN, None)
         if broken is not None and skipped is not None:
             skipped.add(batches.source, [int(index) for index in broken[1:]])

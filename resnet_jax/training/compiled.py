@@ -6,7 +6,12 @@ import numpy as np
 from resnet_jax import parallel
 from resnet_jax.data import augment, mix
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.step import compile_train_step
+from resnet_jax.training.step import Step, compile_train_step, make_step
+
+
+def train_step(run: Experiment) -> Step:
+    """The step of a run, not compiled yet."""
+    return make_step(run.model, run.optimizer, run.schedule, run.config.data.pad, mix.mixer(run.config))
 
 
 def abstract_batch(run: Experiment) -> dict[str, jax.ShapeDtypeStruct]:
@@ -25,5 +30,5 @@ def compile_step(run: Experiment) -> jax.stages.Compiled:
 
     Call it like the step; a state or batch of other shapes, dtypes or shardings is an error.
     """
-    step = compile_train_step(run.model, run.optimizer, run.schedule, run.config.data.pad, run.mesh, mix.mixer(run.config))
+    step = compile_train_step(train_step(run), run.mesh)
     return step.lower(run.abstract_model_state(), abstract_batch(run)).compile()

@@ -21,8 +21,8 @@ class StepCost:
       images: per step, over all devices.
       devices: number of them.
       peak: FLOP/s of one device at most, in the run's dtype; None: not known.
-      arguments, temporary: bytes on one device, of state and batch, and of what the step needs besides; None: XLA does not
-        say.
+      arguments, temporary: bytes on one device, of the state and the data that it gets, and of what the step needs besides;
+        None: XLA does not say.
       memory: bytes that a device has; None: it does not say.
     """
 
@@ -45,12 +45,12 @@ class StepCost:
         if self.temporary is not None:
             there = f" of {_size(self.memory)}" if self.memory else ""
             needs = f"{_size(self.arguments + self.temporary)}{there} on each device"
-            parts.append(f"{needs}: state and batch {_size(self.arguments)}, temporary {_size(self.temporary)}")
+            parts.append(f"{needs}: state and data {_size(self.arguments)}, temporary {_size(self.temporary)}")
         return "; ".join(parts)
 
 
 def step_cost(run: Experiment, compiled: jax.stages.Compiled) -> StepCost:
-    """The cost of a run's compiled step (`training.compiled.compile_step`)."""
+    """The cost of a run's compiled step (`compiled` of a feed)."""
     device, memory = run.mesh.local_devices[0], compiled.memory_analysis()
     network = run.model.clone(scan_blocks=False)  # products inside a loop would be counted once
     return StepCost(

@@ -7,6 +7,7 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.compiled import compile_step
 from resnet_jax.training.cost import StepCost, step_cost
+from resnet_jax.training.feed import Resident
 from resnet_jax.training.loop import describe
 
 
@@ -22,6 +23,7 @@ def dry_run(config: TrainConfig) -> StepCost:
     validation.check_devices(run.config, run.mesh.size)
     print(describe(run, train_source, test_source, run.abstract_state()), flush=True)
     began = time.monotonic()
-    cost = step_cost(run, compile_step(run))
+    resident = run.config.data.placement == "device"
+    cost = step_cost(run, Resident(run, train_source).compiled if resident else compile_step(run))
     print(f"{cost}\ncompiled in {time.monotonic() - began:.0f} s; a dry run: nothing was trained or written")
     return cost

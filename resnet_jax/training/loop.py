@@ -11,11 +11,12 @@ import time
 from types import FrameType, TracebackType
 
 import jax
+import numpy as np
 
 from resnet_jax import config as config_lib
 from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import augment, normalize, pipeline
+from resnet_jax.data import normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
@@ -23,8 +24,8 @@ from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters, variable_shapes
 from resnet_jax.training import experiment as experiment_lib
+from resnet_jax.training import feed as feed_lib
 from resnet_jax.training.checkpoints import Checkpoints, Progress
-from resnet_jax.training.compiled import compile_step
 from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
@@ -121,93 +122,88 @@ class Trainer:
         self._checkpoints, self._log, self._stop = checkpoints, log, stop
         self._state, self._progress = run.for_model(state), progress
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
-        self._pending: tuple[int, Metrics] | None = None
+        self._pending: tuple[int, int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
         self._profile = ProfileWindow(self._config.logging.profile_steps, log.workdir / "profile")
-        self._waited, self._warned = 0.0, False  # seconds of this window spent waiting for data
+        self._warned = False  # that the run waits for data
         self._clock = time.monotonic()
 
     def run(self) -> bool:
         """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
         config, start = self._config, int(self._state.step)
-        rows = parallel.local_rows(self._run.mesh, config.batch_size)
-        transform = augment.train_transform(config)
-        batches = pipeline.TrainBatches(
-            self._train_source,
-            transform,
-            config.batch_size,
-            rows,
-            config.seed,
-            max(config.steps, start),
-            repeats=config.data.repeats,
-            skip=config.data.on_error == "skip",
-        )
         owed = start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)
         if owed:  # stopped during an evaluation
             self._evaluate(start)
         if start < config.steps:
-            self._step_fn = compile_step(self._run)  # once: what it says of memory is of the program that runs
-            self._cost = step_cost(self._run, self._step_fn)
-            self._log.say(str(self._cost))
-        with self._profile, pipeline.iterate(batches, start, config.data, self._skipped["train"]) as iterator:
-            for step in range(start + 1, config.steps + 1):
-                self._update(step, iterator)
-                scores = self._evaluate(step) if self._evaluation_due(step) else None
-                every = config.checkpoint.every
-                if step == config.steps or (every and step % every == 0):
-                    self._save(step, scores)
-                self._check_stop(step)
+            feed = feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"])
+            with self._profile, feed as self._feed:
+                self._cost = step_cost(self._run, self._feed.compiled)
+                self._log.say(str(self._cost))
+                self._train(start)
         self._checkpoints.wait()
         if broken := self._skipped["train"].names:
             times, since = self._skipped["train"].count, f" since step {start}" if start else ""
             self._log.say(f"skipped {len(broken)} broken training images, {times} times in all{since}")
         return owed or start < config.steps
 
-    def _evaluation_due(self, step: int) -> bool:
-        every = self._config.evaluation.every
-        return step == self._config.steps or bool(every and step % every == 0)
+    def _train(self, step: int) -> None:
+        """Makes all steps after `step`."""
+        config = self._config
+        while step < config.steps:
+            step = self._update(step)
+            scores = self._evaluate(step) if self._evaluation_due(step) else None
+            if step == config.steps or _divides(config.checkpoint.every, step):
+                self._save(step, scores)
+            self._check_stop(step)
 
-    def _update(self, step: int, iterator) -> None:
-        began = time.monotonic()
+    def _evaluation_due(self, step: int) -> bool:
+        return step == self._config.steps or _divides(self._config.evaluation.every, step)
+
+    def _next_event(self, step: int) -> int:
+        """The next step after which something else than a step is due."""
+        config = self._config
+        periods = (config.evaluation.every, config.checkpoint.every, config.logging.every)
+        edges = (edge for edge in self._profile.edges if edge > step)
+        return min(config.steps, *(step + every - step % every for every in periods if every), *edges)
+
+    def _update(self, step: int) -> int:
+        """Makes the next step, or several at once, after `step` of them; returns how many are made then."""
+        self._profile.before(step + 1)
         try:
-            batch = next(iterator)
+            self._state, metrics, count = self._feed(self._state, step, self._next_event(step))
         except Exception:
-            self._check_stop(step - 1)  # Ctrl-C may have reached a data worker first
+            self._check_stop(step)  # Ctrl-C may have reached a data worker first
             raise
-        self._waited += time.monotonic() - began
-        self._profile.before(step)
-        with jax.transfer_guard("disallow"):
-            batch = parallel.put_batch(batch, self._run.mesh, self._config.batch_size)
-            self._state, metrics = self._step_fn(self._state, batch)
-            parallel.one_at_a_time(self._state, self._run.mesh)
+        parallel.one_at_a_time(self._state, self._run.mesh)
+        # Fetch the metrics one dispatch late: the device is never idle, and never more than one dispatch ahead.
+        self._fetch()
+        self._pending = (step, count, metrics)
+        step += count
         if self._profile.after(step, self._state):
             self._log.say(f"profile of the steps to {step} written; to look at it: tensorboard --logdir={self._log.workdir}")
-        # Fetch the metrics one step late: the device is never idle, and never more than one step ahead.
-        self._fetch()
-        self._pending = (step, metrics)
         if step % self._config.logging.every == 0 or step == self._config.steps:
             self._write_row(step)
+        return step
 
     def _fetch(self) -> None:
-        """Adds the pending step's metrics to the window; a loss or gradient that is not finite ends the run here."""
+        """Adds the pending steps' metrics to the window; a loss or parameters that are not finite end the run here."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
-        values = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "parameter_norm"):
-            if not math.isfinite(values[name]):
-                raise UserError(f"step {step}: the {name} is {values[name]}; {self._advice()}")
+        (done, count, metrics), self._pending = self._pending, None
+        metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
         window = self._progress.window
-        for name, value in (
-            ("loss", values["loss"] * values["count"]),
-            *((n, values[n]) for n in ("correct", "count")),
-        ):
-            window[name] = window.get(name, 0) + value
-        window["learning_rate"] = values["learning_rate"]
-        self._log.step_done(step, values["loss"], values["correct"] / values["count"], values["learning_rate"])
-        if self._window_clock[1] == 0:  # speed is counted from the end of the first step, which compiles
-            self._window_clock, self._waited = (time.monotonic(), step), 0.0
+        for k in range(count):
+            values = {name: array[k].item() for name, array in metrics.items()}
+            for name in ("loss", "parameter_norm"):
+                if not math.isfinite(values[name]):
+                    raise UserError(f"step {done + k + 1}: the {name} is {values[name]}; {self._advice()}")
+            for name, value in (("loss", values["loss"] * values["count"]), *((n, values[n]) for n in ("correct", "count"))):
+                window[name] = window.get(name, 0) + value
+            window["learning_rate"] = values["learning_rate"]
+        self._log.step_done(done + count, values["loss"], values["correct"] / values["count"], values["learning_rate"])
+        if self._window_clock[1] == 0:  # speed is counted from the end of the first dispatch, which compiles
+            self._window_clock, self._feed.waited = (time.monotonic(), done + count), 0.0
 
     def _advice(self) -> str:
         kept = self._checkpoints.steps()
@@ -220,7 +216,7 @@ class Trainer:
         now = time.monotonic()
         speed = (step - first) * self._config.batch_size / (now - since) if step > first else 0.0
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
-        wait = self._waited / (now - since) if step > first else 0.0
+        wait = self._feed.waited / (now - since) if step > first else 0.0
         row |= {"learning_rate": window["learning_rate"], "images_per_second": speed, "data_wait": wait}
         if (utilisation := self._cost.utilisation(speed)) is not None:
             row["utilisation"] = utilisation
@@ -231,10 +227,11 @@ class Trainer:
             self._warned = True
             self._log.say(
                 f"warning: {100 * wait:.0f} % of the time was spent waiting for data. Try more data.threads or "
-                "data.workers, data.antialias=False, or images packed at a smaller size (python -m resnet_jax.data.prepare)"
+                "data.workers, data.antialias=False, images packed at a smaller size (python -m resnet_jax.data.prepare), "
+                "or for a small set data.placement=device"
             )
         self._progress.window = {}
-        self._window_clock, self._waited = (now, step), 0.0
+        self._window_clock, self._feed.waited = (now, step), 0.0
 
     def _evaluate(self, step: int) -> Scores:
         self._fetch()
@@ -280,6 +277,10 @@ class Trainer:
             self._save(step, None)
         self._checkpoints.wait()
         raise Stopped(f"stopped by {self._stop.name} at step {step}, saved; run the same command again to go on")
+
+
+def _divides(every: int, step: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:

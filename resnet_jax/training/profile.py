@@ -11,11 +11,15 @@ class ProfileWindow:
 
     Those of them that are before a resumed run's start are left out. A context manager: a profile that is still running at
     its end is written.
+
+    Attributes:
+      edges: numbers of steps made at which it begins and ends: no dispatch of several steps may go over them.
     """
 
     def __init__(self, steps: tuple[int, ...], folder: pathlib.Path):
         self._first, self._last = steps or (1, 0)
         self._folder, self._on = folder, False
+        self.edges = (self._first - 1, self._last) if steps else ()
 
     def __enter__(self) -> "ProfileWindow":
         return self

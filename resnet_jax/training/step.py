@@ -1,5 +1,6 @@
 """One update: a pure function, compiled over a mesh."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from resnet_jax import parallel
 from resnet_jax.data.mix import Mixer
 from resnet_jax.data.normalize import normalize
+from resnet_jax.data.resident import Augmenter
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.training.schedules import Schedule
 from resnet_jax.training.state import TrainState
@@ -84,18 +86,51 @@ def train_step(
     return new_state, metrics
 
 
-def compile_train_step(
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_step(
     model: ResNet,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     pad: int,
-    mesh: Mesh,
     mixer: Mixer | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """`train_step` over a mesh: the batch split, the state replicated and donated (do not use it afterwards)."""
+) -> Step:
+    """`train_step` of a state and a batch alone."""
+    return functools.partial(train_step, model=model, optimizer=optimizer, schedule=schedule, pad=pad, mixer=mixer)
 
-    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, model=model, optimizer=optimizer, schedule=schedule, pad=pad, mixer=mixer)
 
+def compile_train_step(step: Step, mesh: Mesh) -> Step:
+    """A step over a mesh: the batch split, the state replicated and donated (do not use it afterwards)."""
     rep = parallel.replicated(mesh)
-    return jax.jit(run, in_shardings=(rep, parallel.by_batch(mesh)), out_shardings=(rep, rep), donate_argnums=0)
+    return jax.jit(step, in_shardings=(rep, parallel.by_batch(mesh)), out_shardings=(rep, rep), donate_argnums=0)
+
+
+def compile_resident_steps(step: Step, augment: Augmenter, mesh: Mesh, most: int) -> Callable[..., tuple]:
+    """Several steps in one program, with the data set on the device.
+
+    Returns:
+      A function of the state (donated), the data set (`resident.load`, replicated), indices int32 `[most, batch]`
+      (split over the mesh along the batch) and the number of steps to make, int32, at most `most`: the state after them, and
+      their metrics, each `[most]`, of which the first ones count.
+    """
+    rep = parallel.replicated(mesh)
+
+    def one(state: TrainState, store: Batch, indices: jax.Array) -> tuple[TrainState, Metrics]:
+        batch = augment(store, indices, state.step)
+        return step(state, jax.lax.with_sharding_constraint(batch, parallel.by_batch(mesh)))
+
+    def run(state: TrainState, store: Batch, indices: jax.Array, count: jax.Array) -> tuple[TrainState, Metrics]:
+        if most == 1:  # no loop: in one, XLA's CPU backend runs convolutions many times slower
+            state, metrics = one(state, store, indices[0])
+            return state, jax.tree.map(lambda value: value[None], metrics)
+
+        def body(k: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            state, metrics = one(carry[0], store, indices[k])
+            return state, jax.tree.map(lambda values, value: values.at[k].set(value), carry[1], metrics)
+
+        shapes = jax.eval_shape(one, state, store, indices[0])[1]
+        metrics = jax.tree.map(lambda leaf: jnp.zeros((most, *leaf.shape), leaf.dtype), shapes)
+        return jax.lax.fori_loop(0, count, body, (state, metrics))
+
+    return jax.jit(run, in_shardings=(rep, rep, parallel.by_column(mesh), rep), out_shardings=(rep, rep), donate_argnums=0)

@@ -1,13 +1,18 @@
 """Global batch k is a pure function of (seed, k): not of the start, the hosts, the threads or the workers."""
 
 import hashlib
+import itertools
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from resnet_jax import recipes
 from resnet_jax.data import augment, pipeline, sources
+from resnet_jax.data.colour import Colour
 from resnet_jax.errors import UserError
+from tests.data import toys
 
 COUNT, BATCH = 50, 16  # neither divides the other
 
@@ -77,6 +82,54 @@ def test_workers_threads_and_start_change_nothing(workers, threads, start):
     want = digest(batches()[k] for k in range(start, 10))
     with pipeline.iterate(batches(), start, data(workers=workers, threads=threads)) as stream:
         assert digest(stream) == want
+
+
+def test_three_epochs_are_the_same_for_any_workers_and_processes():
+    """JPEGs of several sizes, 53 to an epoch, batches of 12: one process loads all rows, or several their own."""
+    steps, rng = -(-3 * 53 // 12), np.random.default_rng(0)
+    photos = [toys.jpeg(rng.integers(0, 256, (rng.integers(16, 40), 24, 3), np.uint8)) for _ in range(53)]
+    transform = augment.Augment(augment.InceptionCrop(12), colour=Colour(0.4, 0.1), erasing=0.3)
+
+    def stream(rows, workers):
+        made = pipeline.TrainBatches(Photos(photos), transform, 12, rows, 7, steps)
+        with pipeline.iterate(made, 0, data(source="folder", workers=workers, threads=2)) as iterator:
+            return list(iterator)
+
+    whole = stream(range(12), 0)
+    assert len({digest([batch]) for batch in whole}) == steps == 14
+    for workers in (1, 2, 8):
+        assert digest(stream(range(12), workers)) == digest(whole)
+    for processes in (2, 3):
+        parts = [stream(range(12)[host * 12 // processes :][: 12 // processes], 2 * host) for host in range(processes)]
+        joined = [{name: np.concatenate([part[k][name] for part in parts]) for name in whole[k]} for k in range(steps)]
+        assert digest(joined) == digest(whole)
+    print("SHA-256 of the stream:", digest(whole))
+
+
+class Photos:
+    """Encoded images, one class each."""
+
+    channels = 3
+
+    def __init__(self, photos):
+        self._photos, self.classes = photos, tuple(map(str, range(len(photos))))
+
+    def __len__(self):
+        return len(self._photos)
+
+    def __getitem__(self, index):
+        return sources.Record(self._photos[index], index, f"{index}.png")
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang():
+    with pipeline.iterate(batches(steps=10**6), 0, data(workers=2)) as stream:
+        next(stream)
+        (victim, *_) = [p for p in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+        victim.kill()
+        began = time.monotonic()
+        with pytest.raises(UserError, match="a data worker was killed"):
+            list(itertools.islice(stream, 100))  # what is loaded already still comes
+        assert time.monotonic() - began < 30
 
 
 def test_evaluation_has_every_image_once_and_masks_the_rest():

@@ -25,7 +25,7 @@ def make(group, dtype, devices):
     schedule = step_schedule(ScheduleConfig(boundaries=()), 0.125)
     optimizer = make_optimizer(OptimizerConfig(), schedule)
     mesh = parallel.make_mesh(devices)
-    step_fn = step_lib.compile_train_step(model, optimizer, schedule, 2, mesh)
+    step_fn = step_lib.compile_train_step(step_lib.make_step(model, optimizer, schedule, 2), mesh)
     variables = helpers.random_like(resnet.variable_shapes(model, (16, 16, 3)), dtype)
     state = helpers.state_of(variables, optimizer, [120, 110, 100], [60, 61, 62], dtype)
     return step_fn, parallel.put_replicated(state, mesh), mesh

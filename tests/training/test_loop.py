@@ -158,7 +158,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, 
     real, seen = getattr(loop.Trainer, name), []
 
     def interrupted(self, step, *args):
-        if step == moment and not seen:
+        if step == moment - (during == "training") and not seen:
             seen.append(step)
             signal.raise_signal(signal.SIGTERM)
         return real(self, step, *args)

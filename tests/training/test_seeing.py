@@ -168,7 +168,7 @@ def test_utilisation_by_hand():
     assert cost.utilisation(8 * 5000.0) == pytest.approx(5000 * 24e9 / 989e12)
     assert str(cost) == (
         "a step: 6,144.0 GFLOP (24 per image); at best 329,667 images/s; 5.00 GiB of 128.00 GiB on each device: "
-        "state and batch 1.00 GiB, temporary 4.00 GiB"
+        "state and data 1.00 GiB, temporary 4.00 GiB"
     )
 
 

@@ -10,7 +10,7 @@ from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, Sch
 from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
 from resnet_jax.training.schedules import step_schedule
-from resnet_jax.training.step import compile_train_step
+from resnet_jax.training.step import compile_train_step, make_step
 from resnet_jax.weights.torchvision import from_torch_layout, to_torch_layout, torch_name
 from tests import helpers
 from tests.golden import inputs
@@ -40,7 +40,7 @@ def test_twenty_steps_equal_torchvision_in_float64(x64):
         schedule,
     )
     mesh = parallel.make_mesh(1)
-    step_fn = compile_train_step(model, optimizer, schedule, 0, mesh)
+    step_fn = compile_train_step(make_step(model, optimizer, schedule, 0), mesh)
     state = parallel.put_replicated(helpers.state_of(variables, optimizer, inputs.MEAN, inputs.STD), mesh)
     losses = []
     for step in range(inputs.STEPS):
