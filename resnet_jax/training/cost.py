@@ -50,7 +50,7 @@ class StepCost:
 
 
 def step_cost(run: Experiment, compiled: jax.stages.Compiled) -> StepCost:
-    """The cost of a run's compiled step (`compiled` of a feed)."""
+    """The cost of a run's compiled step (`compile` of a feed)."""
     device, memory = run.mesh.local_devices[0], compiled.memory_analysis()
     network = run.model.clone(scan_blocks=False)  # products inside a loop would be counted once
     return StepCost(

@@ -23,7 +23,10 @@ def dry_run(config: TrainConfig) -> StepCost:
     validation.check_devices(run.config, run.mesh.size)
     print(describe(run, train_source, test_source, run.abstract_state()), flush=True)
     began = time.monotonic()
-    resident = run.config.data.placement == "device"
-    cost = step_cost(run, Resident(run, train_source).compiled if resident else compile_step(run))
+    if run.config.data.placement == "device":
+        compiled = Resident(run, train_source).compile(run.abstract_model_state())
+    else:
+        compiled = compile_step(run)
+    cost = step_cost(run, compiled)
     print(f"{cost}\ncompiled in {time.monotonic() - began:.0f} s; a dry run: nothing was trained or written")
     return cost

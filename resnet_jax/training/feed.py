@@ -16,7 +16,7 @@ from resnet_jax import parallel
 from resnet_jax.data import augment, pipeline, resident
 from resnet_jax.data.sources import Source
 from resnet_jax.training import step as step_lib
-from resnet_jax.training.compiled import compile_step, train_step
+from resnet_jax.training.compiled import abstract_batch, train_step
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.state import TrainState
 
@@ -27,16 +27,15 @@ class Streamed(contextlib.ExitStack):
     """Batches from the host, loaded ahead by threads or processes.
 
     Attributes:
-      compiled: the program of a step.
       waited: seconds that the host waited for data since this was last set to 0.
     """
 
     def __init__(self, run: Experiment, source: Source, start: int, skipped: pipeline.Skipped):
         """Args: the run; its training images; the steps made; who is told of broken images."""
         super().__init__()
-        config = self._config = run.config
-        self._mesh, self.waited = run.mesh, 0.0
-        self.compiled = compile_step(run)  # ahead, once: what it says of memory is of the program that runs
+        config = run.config
+        self._run, self.waited = run, 0.0
+        self._step = step_lib.compile_train_step(train_step(run), run.mesh)
         batches = pipeline.TrainBatches(
             source,
             augment.train_transform(config),
@@ -49,6 +48,11 @@ class Streamed(contextlib.ExitStack):
         )
         self._iterator = self.enter_context(pipeline.iterate(batches, start, config.data, skipped))
 
+    def compile(self, state: TrainState) -> jax.stages.Compiled:
+        """Compiles the step for such a state, now instead of at the first one, and returns the program that will run."""
+        self._step = self._step.lower(state, abstract_batch(self._run)).compile()
+        return self._step
+
     def __call__(self, state: TrainState, done: int, until: int) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes one step."""
         del done, until
@@ -57,7 +61,7 @@ class Streamed(contextlib.ExitStack):
         self.waited += time.monotonic() - began
         with jax.transfer_guard("disallow"):
             # This copy runs while the device makes the step before, which nobody has waited for yet.
-            state, metrics = self.compiled(state, parallel.put_batch(batch, self._mesh, self._config.batch_size))
+            state, metrics = self._step(state, parallel.put_batch(batch, self._run.mesh, self._run.config.batch_size))
         return state, metrics, 1
 
 
@@ -65,7 +69,6 @@ class Resident:
     """The whole data set on every device (`data.placement='device'`): the host sends indices, for many steps at once.
 
     Attributes:
-      compiled: the program of one dispatch.
       waited: always 0.
     """
 
@@ -76,16 +79,21 @@ class Resident:
         self._order = resident.Order(len(source), config.batch_size, config.seed, config.data.repeats)
         self._store = parallel.put_replicated(resident.load(source, config.data.image_size), run.mesh)
         make = resident.augmenter(config.data, config.seed)
-        steps = step_lib.compile_resident_steps(train_step(run), make, run.mesh, self._most)
-        indices = jax.ShapeDtypeStruct((self._most, config.batch_size), np.int32, sharding=parallel.by_column(run.mesh))
-        count = jax.ShapeDtypeStruct((), np.int32, sharding=parallel.replicated(run.mesh))
-        self.compiled = steps.lower(run.abstract_model_state(), self._store, indices, count).compile()
+        self._steps = step_lib.compile_resident_steps(train_step(run), make, run.mesh, self._most)
 
     def __enter__(self) -> "Resident":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
+
+    def compile(self, state: TrainState) -> jax.stages.Compiled:
+        """Compiles the steps for such a state, now instead of at the first ones, and returns the program that will run."""
+        shape = (self._most, self._order.batch_size)
+        indices = jax.ShapeDtypeStruct(shape, np.int32, sharding=parallel.by_column(self._mesh))
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=parallel.replicated(self._mesh))
+        self._steps = self._steps.lower(state, self._store, indices, count).compile()
+        return self._steps
 
     def __call__(self, state: TrainState, done: int, until: int) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes all steps to `until`, or as many as one dispatch has."""
@@ -94,7 +102,7 @@ class Resident:
         indices[:count] = self._order(done, count)
         with jax.transfer_guard("disallow"):
             put = parallel.put_columns(indices, self._mesh), parallel.put_replicated(np.int32(count), self._mesh)
-            return *self.compiled(state, self._store, *put), count
+            return *self._steps(state, self._store, *put), count
 
 
 def steps_at_once(run: Experiment) -> int:

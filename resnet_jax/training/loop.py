@@ -138,7 +138,7 @@ class Trainer:
         if start < config.steps:
             feed = feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"])
             with self._profile, feed as self._feed:
-                self._cost = step_cost(self._run, self._feed.compiled)
+                self._cost = step_cost(self._run, self._feed.compile(self._state))
                 self._log.say(str(self._cost))
                 self._train(start)
         self._checkpoints.wait()

@@ -198,10 +198,11 @@ def test_the_progress_bar(tmp_path, monkeypatch):
         assert part in shown
 
 
-def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys):
+@pytest.mark.parametrize("placement", ["host", "device"])
+def test_a_dry_run_prints_and_writes_nothing(tmp_path, capsys, placement):
     workdir = tmp_path / "run"
     with flagsaver.flagsaver((train_program.WORKDIR, str(workdir)), (train_program.DRY_RUN, True)):
-        train_program.main(valid())
+        train_program.main(valid(data__placement=placement, steps_per_dispatch=1))
     out = capsys.readouterr().out
     assert "cifar_resnet8, shortcut A" in out
     assert "GFLOP" in out
