@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU pod slice, started from your own machine: asks for the slice (spot), sets up all of its VMs, starts
-# train.py on all of them, and all that again after a preemption, until the training ends. Wants gcloud and a clean git checkout.
+# train.py on all of them, and all that again after a preemption, until the training ends. What is committed is what runs.
 #   TPU=resnet ZONE=us-west4-a TYPE=v5litepod-64 VERSION=v2-alpha-tpuv5-lite \
 #     launch/tpu_pod.sh --config=configs/resnet50.py --workdir=gs://BUCKET/resnet50 --config.data.root=gs://BUCKET/imagenet
 set -euo pipefail
