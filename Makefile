@@ -41,6 +41,7 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh
 
 lock:
 	uv pip compile --universal --python-version 3.11 --fork-strategy requires-python --upgrade \

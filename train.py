@@ -10,8 +10,15 @@ from resnet_jax.config import TrainConfig
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; default: runs/<name of the config file>.")
 
+DRY_RUN = flags.DEFINE_bool("dry-run", False, "Compile the step, print the memory and FLOPs that it needs, and end.")
+
 
 def main(config: TrainConfig) -> None:
+    if DRY_RUN.value:
+        from resnet_jax.training.dry_run import dry_run
+
+        dry_run(config)
+        return
     from resnet_jax.training.loop import train  # after the flags that JAX reads when it starts are set
 
     train(config, WORKDIR.value or f"runs/{command_line.config_file_name()}", command_line.PEER_TIMEOUT.value)

@@ -22,6 +22,8 @@ import time
 
 from absl import app, flags
 
+from resnet_jax.analysis.peaks import peak_flops
+
 HERE = pathlib.Path(__file__).parent
 NETWORKS = flags.DEFINE_list("network", ["resnet50", "cifar_resnet20"], "Networks to time.")
 BATCHES = flags.DEFINE_list("batches", None, "Batch sizes; default: 16 for ImageNet's networks, 128 for CIFAR's.")
@@ -32,10 +34,6 @@ SECONDS = flags.DEFINE_float("seconds", 5.0, "Length of a turn, about.")
 TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "The Python that has torch and torchvision.")
 PROFILE = flags.DEFINE_string("profile", None, "Also profile three of our steps into this folder; prints the slowest parts.")
 OUTPUT = flags.DEFINE_string("output", None, "Also append each result to this JSON-lines file.")
-
-
-# Dense bfloat16 TFLOP/s, from the makers' data sheets.
-PEAK = {"NVIDIA H200": 989, "NVIDIA H100 80GB HBM3": 989, "NVIDIA A100-SXM4-80GB": 312, "TPU v4": 275, "TPU v5 lite": 197}
 
 
 class Side:
@@ -84,7 +82,7 @@ def compare(job: dict) -> dict:
             side.close()
     ready = sides["jax"].ready
     ours = statistics.median(speed["jax"]) * ready["flops_per_image"] / 1e12
-    peak = PEAK.get(ready["device"]) if job["dtype"] == "bfloat16" else None
+    peak = peak_flops(ready["device"], job["dtype"])
     ratios = [mine / theirs for mine, theirs in zip(speed["jax"], speed["torch"], strict=True)]
     return job | {
         "jax_images_per_second": round(statistics.median(speed["jax"]), 1),
@@ -93,7 +91,7 @@ def compare(job: dict) -> dict:
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
         "jax_tflops": round(ours, 2),
-        "share_of_peak": round(ours / peak, 3) if peak else None,
+        "share_of_peak": round(1e12 * ours / peak, 3) if peak else None,
         "slowest": ready.get("slowest"),
         "rounds": ROUNDS.value,
         "peak_memory_gib": memory,

@@ -237,6 +237,10 @@ class LoggingConfig(Section):
     """Steps that one row of training metrics sums over."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to; needs the package wandb."""
+    profile_steps: tuple[int, ...] = ()
+    """(first, last): profile these steps, both included, into WORKDIR/profile; (): none. Not the first steps of a run."""
     curves: bool = True
     """Draw curves.png in the workdir after every evaluation."""
 

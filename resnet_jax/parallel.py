@@ -20,14 +20,14 @@ def start_distributed(coordinator: str | None, num_processes: int | None, proces
       coordinator: HOST:PORT of process 0; None: found out, together with the rest, on Cloud TPU, GKE and Slurm.
       num_processes, process_id: how many there are, and which one this is.
       timeout: the most seconds that the start waits, and after which a process that is silent counts as lost
-        (`training.watchdog`; JAX's own watch takes three times as long).
+        (`training.watchdog`; JAX's own watch takes six times as long).
 
     Raises:
       UserError: no cluster was found, or not everybody came.
     """
     try:
         jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=timeout, heartbeat_timeout_seconds=3 * timeout
+            coordinator, num_processes, process_id, initialization_timeout=timeout, heartbeat_timeout_seconds=6 * timeout
         )
     except ValueError as error:
         raise UserError(

@@ -189,6 +189,9 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
             f"data.train_scale={data.train_scale}: need image_size <= low <= high, and data.image_size is {data.image_size}"
         )
     _check_augmentation(config)
+    window = config.logging.profile_steps
+    if window and not (len(window) == 2 and 1 <= window[0] <= window[1]):
+        raise UserError(f"logging.profile_steps={window}: must be (first, last), such as (20,25), or empty")
     if groups is not None and config.batch_size % groups:
         raise UserError(
             f"batch_norm.group_size={groups} does not divide batch_size={config.batch_size}: "

@@ -14,6 +14,7 @@ from resnet_jax.training import experiment, loop
 from resnet_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
+TIMES = ("images_per_second", "data_wait", "device_hours", "utilisation")  # in which rows of equal runs may differ
 
 
 def digits_config(**fields) -> TrainConfig:

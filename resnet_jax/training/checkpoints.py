@@ -21,11 +21,13 @@ class Progress:
 
     Attributes:
       window: sums over the steps since the last row of training metrics.
-      seconds: spent training so far, all runs together.
+      seconds: spent training so far, all parts of the run together.
+      device_seconds: the same times the devices that each part had.
     """
 
     window: dict[str, float] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
+    device_seconds: float = 0.0
 
 
 def _top1(metrics: dict[str, float]) -> float:

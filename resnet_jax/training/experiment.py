@@ -6,6 +6,7 @@ import fcntl
 import pathlib
 from collections.abc import Iterator
 
+import jax
 import optax
 from jax.sharding import Mesh
 
@@ -54,6 +55,12 @@ class Experiment:
     def for_model(self, state: TrainState) -> TrainState:
         """A state as checkpoints hold it, unrolled, in the form that the model wants."""
         return stack_blocks(state) if self.model.scan_blocks else state
+
+    def abstract_model_state(self) -> TrainState:
+        """Shapes, dtypes and sharding of what `for_model` gives."""
+        shapes = jax.eval_shape(self.for_model, self.abstract_state())
+        rep = parallel.replicated(self.mesh)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rep), shapes)
 
     def for_checkpoint(self, state: TrainState) -> TrainState:
         """The inverse of `for_model`."""

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from resnet_jax import parallel
-from resnet_jax.data import augment, mix, pipeline, resident
+from resnet_jax.data import augment, pipeline, resident
 from resnet_jax.data.sources import Source
 from resnet_jax.training import step as step_lib
+from resnet_jax.training.compiled import abstract_batch, train_step
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.state import TrainState
 
@@ -32,8 +33,8 @@ class Streamed(contextlib.ExitStack):
     def __init__(self, run: Experiment, source: Source, start: int, skipped: pipeline.Skipped):
         """Args: the run; its training images; the steps made; who is told of broken images."""
         super().__init__()
-        config = self._config = run.config
-        self._mesh, self.waited = run.mesh, 0.0
+        config = run.config
+        self._run, self.waited = run, 0.0
         self._step = step_lib.compile_train_step(train_step(run), run.mesh)
         batches = pipeline.TrainBatches(
             source,
@@ -47,6 +48,11 @@ class Streamed(contextlib.ExitStack):
         )
         self._iterator = self.enter_context(pipeline.iterate(batches, start, config.data, skipped))
 
+    def compile(self, state: TrainState) -> jax.stages.Compiled:
+        """Compiles the step for such a state, now instead of at the first one, and returns the program that will run."""
+        self._step = self._step.lower(state, abstract_batch(self._run)).compile()
+        return self._step
+
     def __call__(self, state: TrainState, done: int, until: int, stop: bool) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes one step."""
         del done, until
@@ -56,7 +62,7 @@ class Streamed(contextlib.ExitStack):
         self.waited += time.monotonic() - began
         with jax.transfer_guard("disallow"):
             # This copy runs while the device makes the step before, which nobody has waited for yet.
-            state, metrics = self._step(state, parallel.put_batch(batch, self._mesh, self._config.batch_size))
+            state, metrics = self._step(state, parallel.put_batch(batch, self._run.mesh, self._run.config.batch_size))
         return state, metrics, 1
 
 
@@ -82,6 +88,15 @@ class Resident:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         pass
 
+    def compile(self, state: TrainState) -> jax.stages.Compiled:
+        """Compiles the steps for such a state, now instead of at the first ones, and returns the program that will run."""
+        shape = (self._most, self._order.batch_size)
+        indices = jax.ShapeDtypeStruct(shape, np.int32, sharding=parallel.by_column(self._mesh))
+        rows = {name: indices for name in parallel.with_wish({"index": indices}, False, shape)}
+        count = jax.ShapeDtypeStruct((), np.int32, sharding=parallel.replicated(self._mesh))
+        self._steps = self._steps.lower(state, self._store, rows, count).compile()
+        return self._steps
+
     def __call__(self, state: TrainState, done: int, until: int, stop: bool) -> tuple[TrainState, step_lib.Metrics, int]:
         """Makes all steps to `until`, or as many as one dispatch has."""
         count = min(until - done, self._most)
@@ -91,12 +106,6 @@ class Resident:
             rows = parallel.put_columns(parallel.with_wish({"index": indices}, stop, indices.shape), self._mesh)
             state, metrics = self._steps(state, self._store, rows, parallel.put_replicated(np.int32(count), self._mesh))
         return state, metrics, count
-
-
-def train_step(run: Experiment) -> step_lib.Step:
-    """The step of a run, not compiled yet."""
-    config = run.config
-    return step_lib.make_step(run.model, run.optimizer, run.schedule, config.data.pad, mix.mixer(config))
 
 
 def steps_at_once(run: Experiment) -> int:

@@ -7,12 +7,12 @@ import time
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resnet_jax.analysis.curves import draw_curves
-from resnet_jax.config import TrainConfig
+from resnet_jax.config import TrainConfig, flatten
 from resnet_jax.errors import UserError
+from resnet_jax.training.boards import open_boards
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -38,25 +38,26 @@ class Logger:
 
     A row of metrics.jsonl has `step` (updates made), `split` ('train': over the steps since the last row; 'test': of
     an evaluation) and metrics: losses are means, top1 and top5 in [0, 1], images_per_second without compilation,
-    data_wait the share of the time in [0, 1] that was spent waiting for data.
+    data_wait the share of the time in [0, 1] that was spent waiting for data, utilisation the share of the devices' peak
+    FLOP/s (where that is known), device_hours the devices times the hours trained so far, all parts of the run together.
     """
 
     def __init__(self, workdir: pathlib.Path, config: TrainConfig, start: int, silent: bool = False):
         """Args: where; the config; steps made before; silent: write and say nothing (all processes but the first)."""
         self._config, self._steps, self._batch_size, self._silent = config.logging, config.steps, config.batch_size, silent
+        self.workdir = workdir
         self._rows_path, self._curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
         self._start, self._clock_start, self._wait = start, None, ""
         # A killed run may have logged more than its last checkpoint knows; those steps are now made again.
         rows = [row for row in read_rows(self._rows_path) if row["step"] <= start]
         self._rows = rows
-        self._file, self._board = None, None
+        self._file, self._boards = None, []
         if not silent:
             temporary = self._rows_path.with_suffix(".tmp")
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             temporary.replace(self._rows_path)
             self._file = self._rows_path.open("a", buffering=1)
-            if self._config.tensorboard:
-                self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+            self._boards = open_boards(config.logging, workdir, start, flatten(config))
         self.interactive = sys.stderr.isatty() and not silent
         self._bar = tqdm(
             total=self._steps, initial=start, unit="step", disable=not self.interactive, dynamic_ncols=True, smoothing=0.1
@@ -69,8 +70,8 @@ class Logger:
         self._bar.close()
         if self._file:
             self._file.close()
-        if self._board:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def say(self, text: str) -> None:
         """A line for people, above the progress bar."""
@@ -79,11 +80,14 @@ class Logger:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
 
-    def step_done(self, step: int, loss: float) -> None:
-        """Moves the bar; `step` updates are made."""
+    def step_done(self, step: int, loss: float, top1: float, learning_rate: float) -> None:
+        """Moves the bar; `step` updates are made; the metrics are the last step's."""
         if self._clock_start is None:  # the first step of a run compiles
             self._clock_start, self._start = time.monotonic(), step
-        text = f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}{self._wait}"
+        text = (
+            f"{self.images_per_second(step):.0f} images/s, loss {loss:.3f}, top-1 {100 * top1:.0f} %, "
+            f"lr {learning_rate:g}{self._wait}"
+        )
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(step - self._bar.n)
 
@@ -98,9 +102,8 @@ class Logger:
         self._rows.append(row)
         if self._file:
             self._file.write(json.dumps(row) + "\n")
-        if self._board:
-            for name, value in metrics.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        for board in self._boards:
+            board.write(step, split, metrics)
         if split == "train":
             self._wait = f", {100 * metrics['data_wait']:.0f} % waiting for data"
         if split == "train" and not self.interactive:

@@ -5,10 +5,14 @@ Stopped anywhere, it goes on there.
 
 import contextlib
 import math
+import os
 import pathlib
 import signal
+import socket
+import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 import jax
@@ -19,7 +23,7 @@ from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import normalize, pipeline
 from resnet_jax.data.sources import Source
-from resnet_jax.errors import Stopped, UserError
+from resnet_jax.errors import EXIT_STOPPED, Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
@@ -28,8 +32,10 @@ from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training import feed as feed_lib
 from resnet_jax.training import watchdog
 from resnet_jax.training.checkpoints import Checkpoints, Progress
+from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
+from resnet_jax.training.profile import ProfileWindow
 from resnet_jax.training.state import TrainState, fresh_state
 from resnet_jax.training.step import Metrics
 from resnet_jax.weights import formats
@@ -58,6 +64,33 @@ class StopSignal:
         self.name = signal.Signals(number).name
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    @contextlib.contextmanager
+    def at_once(self, when: str) -> Iterator[None]:
+        """Inside, a signal ends the program at once: no handler of Python's runs while XLA compiles."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+
+        def watch() -> None:
+            while number := reader.recv(1):  # each signal's number, from Python's own C handler
+                if number[0] in (signal.SIGTERM, signal.SIGINT):
+                    name = signal.Signals(number[0]).name
+                    print(f"stopped by {name} {when}; run the same command again to go on", file=sys.stderr, flush=True)
+                    os._exit(EXIT_STOPPED)
+
+        with reader, writer:
+            previous = signal.set_wakeup_fd(writer.fileno())
+            thread = threading.Thread(target=watch, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                signal.set_wakeup_fd(previous)
+                writer.shutdown(socket.SHUT_WR)
+                thread.join()
 
     def requested(self) -> bool:
         """Whether a signal came."""
@@ -127,9 +160,10 @@ class Trainer:
         self._pending: tuple[int, int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
+        self._profile = ProfileWindow(self._config.logging.profile_steps, log.workdir / "profile")
         self._warned = False  # that the run waits for data
         self._agreed = False  # among several processes, to stop
-        self._seconds_before, self._clock = progress.seconds, time.monotonic()
+        self._clock = time.monotonic()
 
     def run(self) -> bool:
         """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
@@ -137,19 +171,28 @@ class Trainer:
         owed = bool(parallel.agreed(start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)))
         if owed:  # stopped during an evaluation
             self._evaluate(start)
-        with feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"]) as self._feed:
-            step = start
-            while step < config.steps:
-                step = self._update(step)
-                scores = self._evaluate(step) if self._evaluation_due(step) else None
-                if step == config.steps or _divides(config.checkpoint.every, step):
-                    self._save(step, scores)
-                self._check_stop(step)
+        if start < config.steps:
+            feed = feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"])
+            with self._profile, feed as self._feed:
+                with self._stop.at_once("before the first step"):
+                    self._cost = step_cost(self._run, self._feed.compile(self._state))
+                self._log.say(str(self._cost))
+                self._train(start)
         self._checkpoints.wait()
         if broken := self._skipped["train"].names:
             times, since = self._skipped["train"].count, f" since step {start}" if start else ""
             self._log.say(f"skipped {len(broken)} broken training images, {times} times in all{since}")
         return owed or start < config.steps
+
+    def _train(self, step: int) -> None:
+        """Makes all steps after `step`."""
+        config = self._config
+        while step < config.steps:
+            step = self._update(step)
+            scores = self._evaluate(step) if self._evaluation_due(step) else None
+            if step == config.steps or _divides(config.checkpoint.every, step):
+                self._save(step, scores)
+            self._check_stop(step)
 
     def _evaluation_due(self, step: int) -> bool:
         return step == self._config.steps or _divides(self._config.evaluation.every, step)
@@ -158,10 +201,12 @@ class Trainer:
         """The next step after which something else than a step is due."""
         config = self._config
         periods = (config.evaluation.every, config.checkpoint.every, config.logging.every)
-        return min(config.steps, *(step + every - step % every for every in periods if every))
+        edges = (edge for edge in self._profile.edges if edge > step)
+        return min(config.steps, *(step + every - step % every for every in periods if every), *edges)
 
     def _update(self, step: int) -> int:
         """Makes the next step, or several at once, after `step` of them; returns how many are made then."""
+        self._profile.before(step + 1)
         try:
             self._state, metrics, count = self._feed(self._state, step, self._next_event(step), self._stop.requested())
         except Exception:
@@ -172,6 +217,8 @@ class Trainer:
         self._fetch()
         self._pending = (step, count, metrics)
         step += count
+        if self._profile.after(step, self._state):
+            self._log.say(f"profile of the steps to {step} written; to look at it: tensorboard --logdir={self._log.workdir}")
         if step % self._config.logging.every == 0 or step == self._config.steps:
             self._write_row(step)
         return step
@@ -188,13 +235,12 @@ class Trainer:
             for name in ("loss", "parameter_norm"):
                 if not math.isfinite(values[name]):
                     raise UserError(f"step {done + k + 1}: the {name} is {values[name]}; {self._advice()}")
-            values["loss"] *= values["count"]
-            for name in ("loss", "correct", "count"):
-                window[name] = window.get(name, 0) + values[name]
+            for name, value in (("loss", values["loss"] * values["count"]), *((n, values[n]) for n in ("correct", "count"))):
+                window[name] = window.get(name, 0) + value
             window["learning_rate"] = values["learning_rate"]
             self._agreed |= bool(values.get("stop"))
         self._watch.beat()
-        self._log.step_done(done + count, values["loss"] / values["count"])
+        self._log.step_done(done + count, values["loss"], values["correct"] / values["count"], values["learning_rate"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first dispatch, which compiles
             self._window_clock, self._feed.waited = (time.monotonic(), done + count), 0.0
 
@@ -211,6 +257,10 @@ class Trainer:
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
         wait = self._feed.waited / (now - since) if step > first else 0.0
         row |= {"learning_rate": window["learning_rate"], "images_per_second": speed, "data_wait": wait}
+        if (utilisation := self._cost.utilisation(speed)) is not None:
+            row["utilisation"] = utilisation
+        self._count_time()
+        row["device_hours"] = self._progress.device_seconds / 3600
         self._log.write(step, "train", row)
         if wait > MOST_WAIT and not self._warned:
             self._warned = True
@@ -224,7 +274,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> Scores:
         self._fetch()
-        self._watch.pause()
+        self._watch.beat(watchdog.PATIENCE)
         began = time.monotonic()
         try:
             scores = evaluate(
@@ -253,11 +303,17 @@ class Trainer:
         self._watch.beat()
         return self._stop.requested()
 
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self._progress.seconds += now - self._clock
+        self._progress.device_seconds += (now - self._clock) * self._run.mesh.size
+        self._clock = now
+
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
-        self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
+        self._count_time()
         state = self._run.for_checkpoint(self._state)
-        self._watch.pause()
+        self._watch.beat(watchdog.PATIENCE)
         self._checkpoints.save(step, state, self._progress, scores.as_metrics() if scores else None)
 
     def _check_stop(self, step: int) -> None:
@@ -312,8 +368,9 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
                     return final
                 right = round(final["top1"] * final["images"])
                 log.say(
-                    f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training; "
-                    f"results in {workdir}\ntest top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
+                    f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training, "
+                    f"{progress.device_seconds / 3600:.3g} device-hours; results in {workdir}\n"
+                    f"test top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
                     + (f"; NOT SCORED: {final['skipped']} broken images" if "skipped" in final else "")
                 )
     return final

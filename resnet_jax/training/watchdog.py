@@ -13,13 +13,16 @@ from types import TracebackType
 from resnet_jax.errors import EXIT_PEER_LOST
 
 
+PATIENCE = 5  # for what may take long, as a multiple of the timeout
+
+
 class Watchdog:
     """A context manager; inside, `beat` must be called at least every `timeout` seconds, from the first call on."""
 
     def __init__(self, timeout: float | None, end: Callable[[str], None] | None = None):
         """Args: seconds, None: do not watch; what to do then, with the message (the default ends the process)."""
         self._timeout, self._end = timeout, end or _end
-        self._last: float | None = None
+        self._due: tuple[float, float] | None = None
         self._over = threading.Event()
 
     def __enter__(self) -> "Watchdog":
@@ -30,20 +33,19 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
 
-    def beat(self) -> None:
-        """There is progress."""
-        self._last = time.monotonic()
-
-    def pause(self) -> None:
-        """What comes may take long (compiling); until the next beat nobody watches."""
-        self._last = None
+    def beat(self, patience: float = 1) -> None:
+        """There is progress; `patience`: times the timeout until there must be more."""
+        if self._timeout is not None:
+            self._due = time.monotonic(), patience * self._timeout
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._timeout / 4)):
-            last = self._last
-            if last is not None and time.monotonic() - last > self._timeout:
+            if self._due is None:
+                continue
+            since, limit = self._due
+            if time.monotonic() - since > limit:
                 self._end(
-                    f"no progress for {self._timeout:.0f} s: another process is gone or hangs (its own log says why); "
+                    f"no progress for {limit:.0f} s: another process is gone or hangs (its own log says why); "
                     "start all of them again to go on from the last checkpoint"
                 )
                 return

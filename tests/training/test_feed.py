@@ -20,7 +20,7 @@ def valid(**fields):
 
 def rows(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in lines]
+    return [{k: v for k, v in row.items() if k not in helpers.TIMES} for row in lines]
 
 
 def test_several_steps_at_once_are_the_steps_one_by_one():

@@ -172,7 +172,7 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, 
     assert train(config, tmp_path / "parts") == whole  # already finished: nothing is done twice
 
     def strip(workdir):
-        return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in rows(workdir)]
+        return [{k: v for k, v in row.items() if k not in helpers.TIMES} for row in rows(workdir)]
 
     assert strip(tmp_path / "parts") == strip(tmp_path / "whole")
 

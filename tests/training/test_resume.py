@@ -20,7 +20,6 @@ from resnet_jax.training.checkpoints import Checkpoints
 from tests import helpers
 
 STEPS = 60
-TIMES = ("images_per_second", "data_wait")  # what may differ between equal runs
 FLAGS = [
     "--config.model.name=cifar_resnet8",
     f"--config.steps={STEPS}",
@@ -72,7 +71,7 @@ def end_state(workdir: pathlib.Path):
 
 def rows(workdir: pathlib.Path) -> list[dict]:
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in lines]
+    return [{name: value for name, value in row.items() if name not in helpers.TIMES} for row in lines]
 
 
 @pytest.fixture(scope="module")
