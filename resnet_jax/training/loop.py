@@ -5,15 +5,8 @@ Stopped anywhere, it goes on there.
 
 import contextlib
 import math
-import os
 import pathlib
-import signal
-import socket
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from types import FrameType, TracebackType
 
 import jax
 import numpy as np
@@ -23,7 +16,7 @@ from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import normalize, pipeline
 from resnet_jax.data.sources import Source
-from resnet_jax.errors import EXIT_STOPPED, Stopped, UserError
+from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
@@ -36,65 +29,12 @@ from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
 from resnet_jax.training.profile import ProfileWindow
+from resnet_jax.training.signals import StopSignal
 from resnet_jax.training.state import TrainState, fresh_state
 from resnet_jax.training.step import Metrics
 from resnet_jax.weights import formats
 
 MOST_WAIT = 0.1  # share of the time spent waiting for data above which there is advice
-
-
-class StopSignal:
-    """Notes SIGTERM and Ctrl-C, so that the loop can save first; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.name: str | None = None
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "StopSignal":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-    @contextlib.contextmanager
-    def at_once(self, when: str) -> Iterator[None]:
-        """Inside, a signal ends the program at once: no handler of Python's runs while XLA compiles."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        reader, writer = socket.socketpair()
-        writer.setblocking(False)
-
-        def watch() -> None:
-            while number := reader.recv(1):  # each signal's number, from Python's own C handler
-                if number[0] in (signal.SIGTERM, signal.SIGINT):
-                    name = signal.Signals(number[0]).name
-                    print(f"stopped by {name} {when}; run the same command again to go on", file=sys.stderr, flush=True)
-                    os._exit(EXIT_STOPPED)
-
-        with reader, writer:
-            previous = signal.set_wakeup_fd(writer.fileno())
-            thread = threading.Thread(target=watch, daemon=True)
-            thread.start()
-            try:
-                yield
-            finally:
-                signal.set_wakeup_fd(previous)
-                writer.shutdown(socket.SHUT_WR)
-                thread.join()
-
-    def requested(self) -> bool:
-        """Whether a signal came."""
-        return self.name is not None
 
 
 def first_state(run: Experiment, source: Source) -> TrainState:

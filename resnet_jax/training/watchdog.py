@@ -12,7 +12,6 @@ from types import TracebackType
 
 from resnet_jax.errors import EXIT_PEER_LOST
 
-
 PATIENCE = 5  # for what may take long, as a multiple of the timeout
 
 
