@@ -15,19 +15,20 @@ import jax
 from resnet_jax import config as config_lib
 from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import augment, mix, normalize, pipeline
+from resnet_jax.data import augment, normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters, variable_shapes
+from resnet_jax.training import averages, loss_scale
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
 from resnet_jax.training.state import TrainState, fresh_state
-from resnet_jax.training.step import Metrics, compile_train_step
+from resnet_jax.training.step import Metrics, compile_train_step, step_options
 from resnet_jax.weights import formats
 
 MOST_WAIT = 0.1  # share of the time spent waiting for data above which there is advice
@@ -66,9 +67,9 @@ def first_state(run: Experiment, source: Source) -> TrainState:
     pixels = normalize.statistics(config.data, source)
     state = fresh_state(run.model, run.optimizer, run.image_shape, pixels, config.seed)
     if config.init is None:
-        return state
+        return run.complete(state)
     loaded = formats.load(config.init, variable_shapes(run.model, run.image_shape), config.init_head)
-    return state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"])
+    return run.complete(state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"]))
 
 
 def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple:
@@ -118,7 +119,7 @@ class Trainer:
         self._checkpoints, self._log, self._stop = checkpoints, log, stop
         self._state, self._progress = run.for_model(state), progress
         self._step_fn = compile_train_step(
-            run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh, mix.mixer(self._config)
+            run.model, run.optimizer, run.schedule, self._config.data.pad, run.mesh, step_options(self._config)
         )
         self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
         self._pending: tuple[int, Metrics] | None = None
@@ -182,19 +183,26 @@ class Trainer:
             self._write_row(step)
 
     def _fetch(self) -> None:
-        """Adds the pending step's metrics to the window; a loss or gradient that is not finite ends the run here."""
+        """Adds the pending step's metrics to the window; a loss or gradient that is not finite ends the run here.
+
+        float16 skips such a step; there, too many in a row end the run.
+        """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        skipped = values.get("skipped")
+        if skipped and values["skipped_in_a_row"] >= loss_scale.MOST_SKIPPED:
+            many = f"{loss_scale.MOST_SKIPPED} steps in a row"
+            raise UserError(f"step {step}: the loss or its gradient was not finite in {many}; {self._advice()}")
         for name in ("loss", "parameter_norm"):
-            if not math.isfinite(values[name]):
+            if not (skipped or math.isfinite(values[name])):
                 raise UserError(f"step {step}: the {name} is {values[name]}; {self._advice()}")
+        sums = {} if skipped else {"loss": values["loss"] * values["count"], **{n: values[n] for n in ("correct", "count")}}
+        if skipped is not None:
+            sums["skipped"] = skipped
         window = self._progress.window
-        for name, value in (
-            ("loss", values["loss"] * values["count"]),
-            *((n, values[n]) for n in ("correct", "count")),
-        ):
+        for name, value in sums.items():
             window[name] = window.get(name, 0) + value
         window["learning_rate"] = values["learning_rate"]
         self._log.step_done(step, values["loss"])
@@ -209,11 +217,14 @@ class Trainer:
     def _write_row(self, step: int) -> None:
         self._fetch()
         window, (since, first) = self._progress.window, self._window_clock
+        if not window.get("count"):
+            return  # all of its steps were skipped: they are counted in the next row
         now = time.monotonic()
         speed = (step - first) * self._config.batch_size / (now - since) if step > first else 0.0
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
         wait = self._waited / (now - since) if step > first else 0.0
         row |= {"learning_rate": window["learning_rate"], "images_per_second": speed, "data_wait": wait}
+        row |= {"skipped": window["skipped"]} if "skipped" in window else {}
         self._log.write(step, "train", row)
         if wait > MOST_WAIT and not self._warned:
             self._warned = True
@@ -228,16 +239,7 @@ class Trainer:
         self._fetch()
         began = time.monotonic()
         try:
-            scores = evaluate(
-                self._eval_fn,
-                self._state,
-                self._test_source,
-                self._config,
-                self._run.mesh,
-                progress=self._log.interactive,
-                should_stop=self._stop.requested,
-                skipped=self._skipped["test"],
-            )
+            scores = self._scores()
         except Stopped:
             self._check_stop(step)
             raise
@@ -245,8 +247,32 @@ class Trainer:
             raise UserError(f"step {step}: the loss on the test images is {scores.loss}; {self._advice()}")
         self._log.write(step, "test", scores.as_metrics())
         self._log.draw()
-        self._log.say(f"step {step}: test {scores}")
+        self._log.say(f"step {step}: test {scores}{f'; average: {scores.average}' if scores.average else ''}")
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
+        return scores
+
+    def _scores(self) -> Scores:
+        """Of the weights, of their average, or of both, as `average.evaluate` says."""
+
+        def score(state: TrainState) -> Scores:
+            return evaluate(
+                self._eval_fn,
+                state,
+                self._test_source,
+                self._config,
+                self._run.mesh,
+                progress=self._log.interactive,
+                should_stop=self._stop.requested,
+                skipped=self._skipped["test"],
+            )
+
+        if self._state.average is None:
+            return score(self._state)
+        average = score(averages.averaged(self._state))
+        if self._config.average.evaluate == "instead":
+            return average
+        scores = score(self._state)
+        scores.average = average
         return scores
 
     def _save(self, step: int, scores: Scores | None) -> None:
@@ -284,7 +310,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     with experiment_lib.own_workdir(workdir):
         train_source = experiment_lib.open_data(config, "train")
         test_source = experiment_lib.open_data(config, "val")
-        run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
+        run = experiment_lib.build(config, len(train_source.classes), train_source.channels, len(train_source))
         config = run.config
         validation.check_devices(config, run.mesh.size)
         with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints:
@@ -313,7 +339,18 @@ def describe(run: Experiment, train_source: Source, test_source: Source, state: 
         f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
         f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
         f"{run.mesh.size} x {device.device_kind} ({device.platform}), {config.batch_size} images per step, "
-        f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}; "
+        f"batch norm over {config.batch_norm.group_size or 'all'} of them{_at_rate(config)}\n{formulation.describe()}; "
         f"blocks {'in a loop (scan_blocks)' if run.model.scan_blocks else 'unrolled'}"
         + (f", stages {run.model.remat} computed again in the backward pass" if run.model.remat else "")
     )
+
+
+def _at_rate(config: TrainConfig) -> str:
+    """What `learning_rate_per` and `accumulate` make of a config, which nobody should have to guess."""
+    optimizer, said = config.optimizer, ""
+    if config.accumulate > 1:
+        said += f"; {config.accumulate} micro-batches of {config.batch_size // config.accumulate}, each with its batch norm"
+    if optimizer.learning_rate_per is not None:
+        rate = optimizer.learning_rate * config.batch_size / optimizer.learning_rate_per
+        said += f"; learning rate {optimizer.learning_rate:g} x {config.batch_size}/{optimizer.learning_rate_per} = {rate:g}"
+    return said
