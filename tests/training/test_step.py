@@ -73,7 +73,8 @@ def test_micro_batches_give_the_gradient_of_the_batch(x64, monkeypatch, on_cpu, 
         _, updated = model.apply({"params": start.params, "batch_stats": stats}, images, train=True, mutable=["batch_stats"])
         stats = updated["batch_stats"]
     assert_close(stats, state.batch_stats)
-    assert abs(float(metrics["loss"] - one_step(make(), batch())[1]["loss"])) > 1e-4, "the case tests nothing"
+    whole = one_step(make(), batch())[1]["loss"]
+    assert abs(float(metrics["loss"]) - float(whole)) > 1e-4, "the case tests nothing"
 
 
 def test_bce_against_numpy():
@@ -111,7 +112,7 @@ def test_average_against_numpy(x64, ramp):
         state = jax.device_get(state)
     got = helpers.flat(state.average)
     for name, value in want.items():
-        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(got[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
     assert averages.averaged(state).params is state.average["params"]
 
 
