@@ -19,7 +19,7 @@ from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, Sch
 from resnet_jax.models import resnet
 from resnet_jax.models.blocks import stack_blocks
 from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import step_schedule
+from resnet_jax.training.schedules import make_schedule
 from resnet_jax.training.state import abstract_state
 from resnet_jax.training.step import compile_train_step, make_step
 
@@ -37,8 +37,8 @@ def main(_: list[str]) -> None:
     remat = tuple(int(stage) for stage in REMAT.value)
     settings = ModelConfig(name=NETWORK.value, dtype=DTYPE.value, scan_blocks=SCAN.value, remat=remat)
     model = resnet.build(settings, BatchNormConfig(), classes)
-    schedule = step_schedule(ScheduleConfig(), 0.1)
-    optimizer = make_optimizer(OptimizerConfig(), schedule)
+    schedule = make_schedule(ScheduleConfig(), 0.1)
+    optimizer = make_optimizer(OptimizerConfig())
     mesh = parallel.make_mesh(1)
     pixels = {name: jax.ShapeDtypeStruct((1, 1, 3), "float32") for name in ("mean", "std")}
     state = abstract_state(model, optimizer, (side, side, 3), pixels, parallel.replicated(mesh))

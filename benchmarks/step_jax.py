@@ -15,7 +15,7 @@ from resnet_jax.config import BatchNormConfig, DataConfig, ModelConfig, Optimize
 from resnet_jax.evaluation.protocols import compile_eval_step
 from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import step_schedule
+from resnet_jax.training.schedules import make_schedule
 from resnet_jax.training.state import fresh_state
 from resnet_jax.training.step import compile_train_step, make_step
 
@@ -40,8 +40,8 @@ def main(job: dict) -> None:
     classes = 10 if job["network"].startswith("cifar") else 1000
     settings = ModelConfig(name=job["network"], stride_placement="3x3", max_pool="torch", dtype=job["dtype"])
     model = resnet.build(settings, BatchNormConfig(), classes)
-    schedule = step_schedule(ScheduleConfig(), 0.01)
-    optimizer = make_optimizer(OptimizerConfig(name="sgd"), schedule)
+    schedule = make_schedule(ScheduleConfig(), 0.01)
+    optimizer = make_optimizer(OptimizerConfig(name="sgd"))
     mesh = parallel.make_mesh(None if jax.default_backend() == "cpu" else 1)
     pixels = {"mean": np.full((1, 1, 3), 120, np.float32), "std": np.full((1, 1, 3), 60, np.float32)}
     state = parallel.put_replicated(fresh_state(model, optimizer, (job["size"], job["size"], 3), pixels, 0), mesh)

@@ -5,7 +5,8 @@ fields, `--config.optimizer.learning_rate=0.2`; afterwards `validation.validate`
 
 Order of precedence: the defaults below, then the config file, then the flags.
 
-Durations are in training steps (one step is one update with one global batch). Sizes are in pixels.
+Durations are counted in `unit`: training steps (one step is one update with one global batch), epochs or examples.
+Sizes are in pixels.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import pathlib
 import typing
 from typing import Any
 
+from resnet_jax import durations
 from resnet_jax.errors import UserError
 
 
@@ -62,7 +64,13 @@ class ModelConfig(Section):
     zero_init_last: bool = False
     """Start each block's last batch-norm scale at zero (Goyal et al. 2017; not in the paper)."""
     dtype: str = "float32"
-    """Of activations: float32 or bfloat16. Parameters, batch-norm statistics, logits and loss stay in float32."""
+    """Of activations: float32, bfloat16 or float16 (with dynamic loss scaling: `training.loss_scale`). Parameters, the
+    statistics of batch norm, logits and loss stay in float32."""
+    drop_path: float = 0.0
+    """Stochastic depth (Huang et al. 2016; not in the paper): in training, each image skips the last residual branch with
+    this probability, and divides what is not skipped by the probability to stay. Nothing is skipped at test."""
+    drop_path_rule: str = "linear"
+    """Of L blocks, the l-th is skipped with probability drop_path * l / L (linear: Huang et al.) or drop_path (constant)."""
     scan_blocks: bool = False
     """Compile the equal blocks of a stage once and run them as a loop: for the deepest networks, on accelerators (on CPU,
     XLA runs convolutions inside loops many times slower). Checkpoints are the same either way."""
@@ -172,33 +180,94 @@ class MixConfig(Section):
 
 
 @dataclasses.dataclass
+class LossConfig(Section):
+    """What is minimised: its mean over the images of a batch."""
+
+    name: str = "cross_entropy"
+    """cross_entropy (softmax: the paper), or one binary cross-entropy per class, averaged (bce_mean: PyTorch's and timm's
+    default) or summed (bce_sum) over the classes. Evaluation always reports the softmax cross-entropy."""
+    target_threshold: float | None = None
+    """For bce: targets above it become 1, others 0 ("ResNet strikes back": 0.2 with mixup and cutmix); None: as they are."""
+
+
+@dataclasses.dataclass
 class OptimizerConfig(Section):
-    """Stochastic gradient descent (section 3.4)."""
+    """How the parameters follow the gradients (section 3.4 by default; `training.optimizers` has the formulas)."""
 
     name: str = "sgd_caffe"
     """sgd_caffe: v = m*v + lr*g, w = w - v, as the authors trained; sgd: v = m*v + g, w = w - lr*v, as in PyTorch. They
-    differ whenever the learning rate changes."""
+    differ whenever the learning rate changes. Or lars (You et al. 2017), lamb (You et al. 2019), adamw."""
     learning_rate: float = 0.1
-    """Before any drop. It is never scaled with the batch size behind your back."""
+    """Before any drop, after any warm-up. It is never scaled with the batch size behind your back."""
+    learning_rate_per: int | None = None
+    """Every learning rate of the config is meant for so many images per update, and is multiplied by batch_size / this
+    (Goyal et al. 2017: 256). The first lines of the log say so. None: the rates are what they are."""
     momentum: float = 0.9
+    """Of sgd_caffe, sgd and lars."""
     nesterov: bool = False
-    """Nesterov momentum (sgd only)."""
+    """Nesterov momentum (sgd and lars)."""
     weight_decay: float = 1e-4
-    """Added to the gradient as weight_decay * parameter."""
+    """sgd_caffe, sgd and lars: weight_decay * parameter is added to the gradient; lamb and adamw: to the update."""
     decay_mask: str = "kernels"
-    """What decays: kernels (convolution and dense weights) or all (batch-norm scales and biases too)."""
+    """What decays: kernels (convolution and dense weights) or all (batch-norm scales and biases too). In lars and lamb the
+    others are not scaled by a trust ratio either."""
+    beta1: float = 0.9
+    """Decay of the gradients' running mean (lamb, adamw)."""
+    beta2: float = 0.999
+    """Decay of their squares' running mean (lamb, adamw)."""
+    epsilon: float = 1e-8
+    """Added to the root of that (lamb, adamw)."""
+    trust_coefficient: float = 1e-3
+    """Of lars: a layer's step is this * |parameters| / |gradient with decay| * gradient."""
+    clip_norm: float | None = None
+    """Gradients of a larger global norm are scaled down to it, before weight decay; None: never."""
 
 
 @dataclasses.dataclass
 class ScheduleConfig(Section):
-    """The learning rate over the steps."""
+    """The learning rate over the run: `name` says how it falls, `warmup` how it begins."""
 
-    boundaries: tuple[int, ...] = (150_000, 300_000, 450_000)
-    """Steps at which the rate is multiplied by `factor`; the update number `boundary` (from 0) is the first with it."""
+    name: str = "step"
+    """step (the paper: times `factor` at each boundary), constant, or, from the end of the warm-up to the end of the run,
+    cosine, polynomial or linear; or plateau (times `factor` when training no longer improves)."""
+    boundaries: tuple[float, ...] = (150_000, 300_000, 450_000)
+    """step: when the rate is multiplied by `factor`; the update number `boundary` (from 0) is the first with it."""
     factor: float = 0.1
-    warmup_steps: int = 0
-    """Steps at the start that use `warmup_learning_rate` instead."""
+    """step, plateau: what the rate is multiplied by."""
+    final_learning_rate: float = 0.0
+    """cosine, polynomial, linear: the rate that is reached at the end; plateau: the lowest."""
+    power: float = 2.0
+    """polynomial: (1 - share of the way)^power."""
+    plateau_metric: str = "loss"
+    """plateau: what must fall, the training loss or the training error."""
+    plateau_window: float = 5_000
+    """plateau: duration that one value of the metric is averaged over."""
+    plateau_patience: int = 2
+    """plateau: so many values without improvement make the rate drop."""
+    plateau_threshold: float = 0.01
+    """plateau: what counts as improvement, as a share of the best value so far."""
+    warmup: str = "none"
+    """none; constant (at `warmup_learning_rate`) or linear (from it to `optimizer.learning_rate`) for `warmup_steps`; or
+    error (at it until the training error is below `warmup_error`, then never again: section 4.2, 110 layers)."""
+    warmup_steps: float = 0.0
+    """constant, linear: duration of the warm-up; epochs may be fractions."""
     warmup_learning_rate: float = 0.01
+    warmup_error: float = 0.8
+    """error: training error in [0, 1] below which the warm-up ends."""
+    warmup_error_window: int = 100
+    """error: the training error is the mean over the last so many steps; before there are so many, it goes on."""
+
+
+@dataclasses.dataclass
+class AverageConfig(Section):
+    """An exponential moving average of the parameters and the batch-norm statistics, kept beside them."""
+
+    decay: float = 0.0
+    """Share of the average that is kept at each step, such as 0.9999; 0: no average."""
+    ramp: bool = False
+    """Start with a smaller one, min(decay, (1 + step) / (10 + step)), so that the initial weights are soon forgotten."""
+    evaluate: str = "beside"
+    """beside: each evaluation scores the weights and the average (ema_top1, ...); instead: the average only, as top1."""
 
 
 @dataclasses.dataclass
@@ -214,7 +283,7 @@ class EvaluationConfig(Section):
     crop_fraction: float | None = None
     """In place of `resize`: the side of the centre crop as a share of the shorter side (224 / 256 = 0.875)."""
     every: int = 5_000
-    """Steps between evaluations; there is always one after the last step. 0: only that one."""
+    """Time between evaluations; there is always one after the last step. 0: only that one."""
 
 
 @dataclasses.dataclass
@@ -222,7 +291,7 @@ class CheckpointConfig(Section):
     """What is kept on disk."""
 
     every: int = 5_000
-    """Steps between checkpoints; there is always one after the last step and one at a stop. 0: only those."""
+    """Time between checkpoints; there is always one after the last step and one at a stop. 0: only those."""
     keep_last: int = 2
     """Newest checkpoints kept."""
     keep_best: int = 1
@@ -250,9 +319,17 @@ class TrainConfig(Section):
     """One experiment."""
 
     steps: int = 600_000
-    """Updates in all."""
+    """Length of the run."""
+    unit: str = "steps"
+    """What durations are counted in: `steps`, `schedule.boundaries`, `schedule.warmup_steps`, `schedule.plateau_window`,
+    `evaluation.every` and `checkpoint.every`. steps, epochs (of the training set, `data.repeats` times) or examples (images
+    trained on). They become whole steps once the data is known, and so they are stored with the run (`durations`)."""
     batch_size: int = 256
     """Images per update, over all devices and hosts."""
+    accumulate: int = 1
+    """Gradient accumulation: compute an update in so many micro-batches, one after the other, to save memory. Loss and
+    gradient are the mean over the batch all the same, but batch norm sees one micro-batch at a time, and its running
+    statistics move once for each. Micro-batch j holds images j, j + accumulate, ... of the batch."""
     init: str | None = None
     """Start from published weights, FORMAT:PATH (`resnet_jax.weights.presets`), such as torchvision:resnet50.pth. A
     checkpoint in the workdir goes first."""
@@ -273,8 +350,10 @@ class TrainConfig(Section):
     batch_norm: BatchNormConfig = dataclasses.field(default_factory=BatchNormConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     mix: MixConfig = dataclasses.field(default_factory=MixConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    average: AverageConfig = dataclasses.field(default_factory=AverageConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     logging: LoggingConfig = dataclasses.field(default_factory=LoggingConfig)
@@ -337,9 +416,19 @@ def load(path: pathlib.Path) -> TrainConfig:
     return _from_dict(TrainConfig, values, str(path))
 
 
-def resolved(config: TrainConfig, num_classes: int) -> TrainConfig:
-    """A copy in which `model.num_classes` is the number that the data has, frozen: what is stored with the run."""
+def resolved(config: TrainConfig, num_classes: int, images: int | None = None) -> TrainConfig:
+    """A copy in which everything that depends on the data is filled in, frozen: what is stored with the run.
+
+    Args:
+      config: validated.
+      num_classes: that the data has, for `model.num_classes`.
+      images: in the training set; durations become whole steps (`durations.in_steps`). None: they stay as they are.
+
+    Raises:
+      UserError: durations that make no sense in steps.
+    """
     copy = _from_dict(TrainConfig, dataclasses.asdict(config), "config")
     copy.model.num_classes = num_classes
+    durations.in_steps(copy, images)
     copy.freeze()
     return copy

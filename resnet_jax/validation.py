@@ -7,6 +7,7 @@ import types
 import typing
 from typing import Any
 
+from resnet_jax import durations
 from resnet_jax.config import DataConfig, Section, TrainConfig, flatten
 from resnet_jax.errors import UserError
 from resnet_jax.models import zoo
@@ -18,7 +19,8 @@ CHOICES = {
     "model.max_pool": ("caffe", "torch"),
     "model.zero_channels": ("end", "both"),
     "model.init_fan": ("fan_in", "fan_out"),
-    "model.dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16", "float16"),
+    "model.drop_path_rule": ("linear", "constant"),
     "data.source": ("digits", "cifar10", "folder", "tar", "tfds", "parquet", "records", "synthetic"),
     "data.augment": ("scale_crop", "inception_crop", "pad_crop", "pad_crop_no_flip", "none"),
     "data.resample": ("bilinear", "bicubic"),
@@ -27,18 +29,26 @@ CHOICES = {
     "data.placement": ("host", "device"),
     "data.mean": ("pixel", "channel", "imagenet", "none"),
     "data.std": ("none", "channel", "imagenet"),
-    "optimizer.name": ("sgd_caffe", "sgd"),
+    "loss.name": ("cross_entropy", "bce_mean", "bce_sum"),
+    "optimizer.name": ("sgd_caffe", "sgd", "lars", "lamb", "adamw"),
     "optimizer.decay_mask": ("kernels", "all"),
+    "schedule.name": ("step", "constant", "cosine", "polynomial", "linear", "plateau"),
+    "schedule.plateau_metric": ("loss", "error"),
+    "schedule.warmup": ("none", "constant", "linear", "error"),
+    "average.evaluate": ("beside", "instead"),
+    "unit": ("steps", "epochs", "examples"),
     "matmul_precision": ("default", "high", "highest"),
 }
 
 MINIMUM = {
     "steps": 1,
     "batch_size": 1,
+    "accumulate": 1,
     "devices": 1,
     "steps_per_dispatch": 1,
     "seed": 0,
     "model.num_classes": 2,
+    "model.drop_path": 0,
     "batch_norm.group_size": 1,
     "batch_norm.momentum": 0,
     "batch_norm.epsilon": 0,
@@ -57,12 +67,27 @@ MINIMUM = {
     "data.threads": 1,
     "data.synthetic_images": 8,
     "data.synthetic_classes": 2,
+    "loss.target_threshold": 0,
     "optimizer.learning_rate": 0,
+    "optimizer.learning_rate_per": 1,
     "optimizer.momentum": 0,
     "optimizer.weight_decay": 0,
+    "optimizer.beta1": 0,
+    "optimizer.beta2": 0,
+    "optimizer.epsilon": 0,
+    "optimizer.trust_coefficient": 0,
+    "optimizer.clip_norm": 1e-6,
     "schedule.factor": 0,
+    "schedule.final_learning_rate": 0,
+    "schedule.power": 0,
+    "schedule.plateau_window": 0,
+    "schedule.plateau_patience": 1,
+    "schedule.plateau_threshold": 1e-6,
     "schedule.warmup_steps": 0,
     "schedule.warmup_learning_rate": 0,
+    "schedule.warmup_error": 0,
+    "schedule.warmup_error_window": 1,
+    "average.decay": 0,
     "evaluation.batch_size": 1,
     "evaluation.image_size": 1,
     "evaluation.crop_fraction": 0.01,
@@ -74,9 +99,10 @@ MINIMUM = {
 }
 
 MAXIMUM = {
-    "steps": 2**31 - 1,
+    "steps": durations.MOST,
     "seed": 2**32 - 1,
     "steps_per_dispatch": 10_000,
+    "model.drop_path": 0.99,
     "batch_norm.momentum": 1,
     "data.lighting": 10,
     "data.colour_jitter": 1,
@@ -89,15 +115,28 @@ MAXIMUM = {
     "optimizer.learning_rate": 1e6,
     "optimizer.momentum": 1,
     "optimizer.weight_decay": 1e6,
+    "optimizer.beta1": 0.99999,
+    "optimizer.beta2": 0.99999,
+    "optimizer.epsilon": 1,
+    "optimizer.trust_coefficient": 1e6,
+    "optimizer.clip_norm": 1e6,
+    "loss.target_threshold": 1,
     "schedule.factor": 1e3,
-    "schedule.warmup_steps": 2**31 - 1,
+    "schedule.final_learning_rate": 1e6,
+    "schedule.power": 100,
+    "schedule.plateau_window": durations.MOST,
+    "schedule.plateau_threshold": 1,
+    "schedule.warmup_steps": durations.MOST,
     "schedule.warmup_learning_rate": 1e6,
+    "schedule.warmup_error": 1,
+    "schedule.warmup_error_window": 100_000,
+    "average.decay": 0.999999,
 }
 
 # Fields in which a continued run may differ from the stored one: they change where data is, how fast it comes, what is
 # kept and shown, what happens at a broken image and when the run ends, never the numbers of a step.
 MAY_CHANGE = (
-    "steps",
+    "steps",  # must be first: `differences`
     "devices",
     "steps_per_dispatch",
     "init",
@@ -197,11 +236,16 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
             f"batch_norm.group_size={groups} does not divide batch_size={config.batch_size}: "
             "choose a divisor of the batch size, or None to normalise over the whole batch"
         )
-    bounds = config.schedule.boundaries
-    if list(bounds) != sorted(set(bounds)) or any(not 0 <= b < 2**31 for b in bounds) or len(bounds) > 32:
-        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers, at most 32 of them")
-    if config.optimizer.nesterov and config.optimizer.name != "sgd":
-        raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
+    if config.batch_size % config.accumulate or config.batch_size // config.accumulate % (groups or 1):
+        what = f"micro-batches of whole groups of batch_norm.group_size={groups}" if groups else "micro-batches"
+        raise UserError(f"accumulate={config.accumulate}: batch_size={config.batch_size} is not so many equal {what}")
+    if config.model.drop_path and zoo.architecture(config.model.name).shortcut is None:
+        raise UserError(f"model.drop_path={config.model.drop_path}: {config.model.name} has no shortcuts to be left with")
+    if config.loss.target_threshold is not None and not config.loss.name.startswith("bce"):
+        raise UserError("loss.target_threshold needs loss.name='bce_mean' or 'bce_sum'")
+    if config.optimizer.nesterov and config.optimizer.name not in ("sgd", "lars"):
+        raise UserError("optimizer.nesterov=True needs optimizer.name='sgd' or 'lars'")
+    _check_schedule(config)
     if config.init is not None:
         presets.check_config(config)
     config.freeze()
@@ -243,31 +287,63 @@ def _check_placement(data: DataConfig) -> None:
             raise UserError(f"data.placement='device' needs data.{name}={options}, not {value!r}; or data.placement='host'")
 
 
+def _check_schedule(config: TrainConfig) -> None:
+    schedule, bounds = config.schedule, config.schedule.boundaries
+    if list(bounds) != sorted(set(bounds)) or any(not 0 <= b <= durations.MOST for b in bounds) or len(bounds) > 32:
+        raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers, at most 32 of them")
+    if config.unit == "steps":
+        for name, values in durations.values(config).items():
+            if any(value != int(value) for value in values):
+                raise UserError(f"{name}={values[0] if len(values) == 1 else values}: steps are whole; or set unit='epochs'")
+    for name in ("evaluation", "checkpoint"):
+        if config.unit == "epochs" and getattr(config, name).every > config.steps:
+            raise UserError(
+                f"{name}.every={getattr(config, name).every} epochs, in a run of {config.steps}: it is counted in "
+                "unit='epochs' too; set it to 1, say"
+            )
+    if bool(schedule.warmup_steps) != (schedule.warmup in ("constant", "linear")):
+        raise UserError(
+            f"schedule.warmup_steps={schedule.warmup_steps} with schedule.warmup={schedule.warmup!r}: "
+            "constant and linear warm-ups need a duration, and only they"
+        )
+    if schedule.name == "plateau":
+        if not 0 < schedule.factor < 1 or not schedule.plateau_window:
+            raise UserError("schedule.name='plateau' needs schedule.factor between 0 and 1 and schedule.plateau_window > 0")
+        if not schedule.final_learning_rate <= config.optimizer.learning_rate or not config.optimizer.learning_rate:
+            raise UserError("schedule.name='plateau' needs 0 <= schedule.final_learning_rate <= optimizer.learning_rate > 0")
+
+
 def check_devices(config: TrainConfig, num_devices: int) -> None:
     """Refuses batches and batch-norm groups that the devices cannot share evenly.
 
     A group must divide the images on a device or be a multiple of them: otherwise XLA would gather the whole batch on
     every device, without a word.
     """
-    if config.batch_size % num_devices:
-        near = config.batch_size // num_devices * num_devices or num_devices
+    parts = num_devices * config.accumulate
+    each = f"{num_devices} devices" + (f" in accumulate={config.accumulate} micro-batches" * (config.accumulate > 1))
+    if config.batch_size % parts:
+        near = config.batch_size // parts * parts or parts
         raise UserError(
-            f"batch_size={config.batch_size} cannot be shared by {num_devices} devices: "
-            f"choose a multiple of {num_devices} (such as {near}), or fewer devices with --config.devices=N"
+            f"batch_size={config.batch_size} cannot be shared by {each}: "
+            f"choose a multiple of {parts} (such as {near}), or fewer devices with --config.devices=N"
         )
-    group, local = config.batch_norm.group_size, config.batch_size // num_devices
+    group, local = config.batch_norm.group_size, config.batch_size // parts
     if group is not None and local % group and group % local:
         raise UserError(
             f"batch_norm.group_size={group} neither divides nor is a multiple of the {local} images on each of "
-            f"{num_devices} devices: change group_size, batch_size or devices"
+            f"{each}: change group_size, batch_size or devices"
         )
 
 
 def differences(stored: TrainConfig, given: TrainConfig) -> list[str]:
-    """What forbids continuing the stored run with the given config, as 'field: stored there, given here'."""
+    """What forbids continuing the stored run with the given config, as 'field: stored there, given here'.
+
+    The number of steps may change, unless the learning rate of every step depends on it.
+    """
     there, here = flatten(stored), flatten(given)
+    may_change = MAY_CHANGE[given.schedule.name in ("cosine", "polynomial", "linear") :]
     return [
         f"{name}: {there[name]!r} there, {here[name]!r} here"
         for name in here
-        if there[name] != here[name] and not name.startswith(MAY_CHANGE)
+        if there[name] != here[name] and not name.startswith(may_change)
     ]

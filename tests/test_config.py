@@ -97,7 +97,14 @@ def test_every_field_is_documented():
         ("model__name", "cifar_resnet9999999998", "is not known"),
         ("optimizer__nesterov", True, "optimizer.nesterov=True needs optimizer.name='sgd'"),
         ("schedule__boundaries", (5, 3), "schedule.boundaries=(5, 3): must be increasing"),
-        ("schedule__boundaries", (5, 0.5), "schedule.boundaries=(5, 0.5): expected tuple"),
+        ("schedule__boundaries", (5, "7"), "schedule.boundaries=(5, '7'): expected tuple"),
+        ("schedule__boundaries", (0.5, 5), "schedule.boundaries=(0.5, 5): steps are whole; or set unit='epochs'"),
+        ("schedule__warmup_steps", 400, "schedule.warmup_steps=400 with schedule.warmup='none'"),
+        ("schedule__warmup", "linear", "schedule.warmup_steps=0.0 with schedule.warmup='linear'"),
+        ("accumulate", 3, "accumulate=3: batch_size=16 is not so many equal micro-batches"),
+        ("loss__target_threshold", 0.2, "loss.target_threshold needs loss.name='bce_mean' or 'bce_sum'"),
+        ("optimizer__name", "adam", "optimizer.name='adam' is not known; did you mean 'adamw'?"),
+        ("unit", "epoch", "unit='epoch' is not known; did you mean 'epochs'?"),
         ("data__source", "folder", "data.source='folder' needs a folder: add --config.data.root=PATH"),
         ("data__source", "records", "data.source='records' needs a folder: add --config.data.root=PATH"),
         ("data__name", "imagenet2012", "data.name='imagenet2012' names a TFDS set: it needs data.source='tfds'"),
@@ -144,6 +151,29 @@ def test_what_the_device_cannot_do_stays_on_the_host(field, value):
 def test_plain_networks_take_no_shortcut():
     with pytest.raises(UserError, match=r"model\.shortcut='B': cifar_plain20 is a plain network"):
         validation.validate(helpers.digits_config(model__name="cifar_plain20", model__shortcut="B"))
+
+
+def test_settings_that_exclude_each_other():
+    def refused(message, **fields):
+        with pytest.raises(UserError, match=message):
+            validation.validate(helpers.digits_config(**fields))
+
+    refused(
+        r"accumulate=4: batch_size=16 is not so many equal micro-batches of whole groups of batch_norm.group_size=8",
+        accumulate=4,
+        batch_norm__group_size=8,
+    )
+    refused(r"model\.drop_path=0.1: cifar_plain20 has no shortcuts", model__name="cifar_plain20", model__drop_path=0.1)
+    refused("needs schedule.factor between 0 and 1", schedule__name="plateau", schedule__factor=2.0)
+
+
+def test_the_length_of_some_schedules_may_not_change():
+    def differ(name):
+        one, other = (helpers.digits_config(steps=steps, schedule__name=name) for steps in (4, 9))
+        return validation.differences(one, other)
+
+    assert differ("cosine") == ["steps: 4 there, 9 here"]
+    assert differ("plateau") == []
 
 
 def test_scale_crop_must_fit():

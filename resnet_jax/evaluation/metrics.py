@@ -40,6 +40,7 @@ class Scores:
       top1, top5, count: images.
       loss: summed cross-entropy.
       skipped: images that were not scored, since they are broken (`data.on_error='skip'`).
+      average: the scores of the weights' moving average on the same images, if it was tested beside them.
     """
 
     top1: int = 0
@@ -47,6 +48,7 @@ class Scores:
     count: int = 0
     loss: float = 0.0
     skipped: int = 0
+    average: "Scores | None" = None
 
     def add(self, batch: Mapping[str, np.ndarray]) -> None:
         """Adds the sums of one batch (`batch_scores`)."""
@@ -57,14 +59,23 @@ class Scores:
         self.skipped += int(batch.get("skipped", 0))
 
     def as_metrics(self) -> dict[str, float]:
-        """Accuracies in [0, 1], the mean loss and the number of images, and of those not scored if there are any."""
+        """Accuracies in [0, 1], the mean loss and the number of images, and of those not scored if there are any.
+
+        With an average beside: its accuracies and loss too, as ema_top1, ema_top5 and ema_loss.
+        """
         skipped = {"skipped": self.skipped} if self.skipped else {}
-        return skipped | {
-            "top1": self.top1 / self.count,
-            "top5": self.top5 / self.count,
-            "loss": self.loss / self.count,
-            "images": self.count,
-        }
+        average = self.average.as_metrics() if self.average else {}
+        beside = {f"ema_{name}": average[name] for name in ("top1", "top5", "loss") if average}
+        return (
+            skipped
+            | beside
+            | {
+                "top1": self.top1 / self.count,
+                "top5": self.top5 / self.count,
+                "loss": self.loss / self.count,
+                "images": self.count,
+            }
+        )
 
     def __str__(self) -> str:
         top1, top5 = 100 * self.top1 / self.count, 100 * self.top5 / self.count

@@ -9,6 +9,7 @@ from resnet_jax.data.normalize import needs_training_set
 from resnet_jax.errors import UserError
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
+from resnet_jax.training import averages
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
@@ -17,7 +18,7 @@ from resnet_jax.training.state import TrainState
 
 
 def restore_checkpoint(
-    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None
+    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool = False
 ) -> tuple[int, Experiment, TrainState]:
     """Reads a checkpoint of a run; its data need not be there.
 
@@ -25,13 +26,16 @@ def restore_checkpoint(
       config: the run's, validated.
       workdir: the run's.
       step: of the checkpoint; None: the latest, -1: the best.
+      average: put the weights' moving average in their place.
 
     Returns:
       The step, the experiment and the state as the checkpoint holds it, replicated over the mesh.
 
     Raises:
-      UserError: no such checkpoint, or one of another network.
+      UserError: no such checkpoint, one of another network, or one without an average.
     """
+    if average and not config.average.decay:
+        raise UserError(f"{workdir}: this run kept no moving average (average.decay=0)")
     with Checkpoints(pathlib.Path(workdir), config.checkpoint, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
@@ -43,14 +47,17 @@ def restore_checkpoint(
             raise UserError(f"{checkpoints.folder}: no checkpoint of step {step}; there are {steps}")
         run = experiment_lib.build(config, config.model.num_classes, checkpoints.channels(step))
         state, _ = checkpoints.restore(step, run.abstract_state())
-    return step, run, state
+    return step, run, averages.averaged(state) if average else state
 
 
-def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None) -> tuple[int, Scores]:
+def evaluate_checkpoint(
+    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool = False
+) -> tuple[int, Scores]:
     """Evaluates a checkpoint of a run on its held-out images.
 
     Args:
       config, workdir, step: as in `restore_checkpoint`.
+      average: score the weights' moving average in their place.
 
     Returns:
       The step and the scores.
@@ -58,7 +65,7 @@ def evaluate_checkpoint(config: TrainConfig, workdir: str | pathlib.Path, step: 
     Raises:
       UserError: no such checkpoint, or no such data.
     """
-    step, run, state = restore_checkpoint(config, workdir, step)
+    step, run, state = restore_checkpoint(config, workdir, step, average)
     return step, _score(run, state)
 
 

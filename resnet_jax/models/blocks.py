@@ -72,8 +72,11 @@ class Block(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        """`[batch, h, w, in]` to `[batch, ceil(h / stride), ceil(w / stride), width or 4 * width]`."""
+    def __call__(self, x: Array, *, train: bool, branch_scale: Array | None = None) -> Array:
+        """`[batch, h, w, in]` to `[batch, ceil(h / stride), ceil(w / stride), width or 4 * width]`.
+
+        `branch_scale`, `[batch]`, multiplies what is added to the shortcut (`models.stochastic_depth`).
+        """
         if self.kind == "basic":
             layers = [(self.width, 3, self.stride), (self.width, 3, 1)]
         else:
@@ -86,6 +89,8 @@ class Block(nn.Module):
             y = self.norm(zero_scale=last and self.zero_init_last, name=f"bn{index}")(y, train=train)
             if not last:
                 y = relu(y)
+        if branch_scale is not None:
+            y = y * branch_scale.astype(y.dtype)[:, None, None, None]
         if self.shortcut is not None:
             shortcut = functools.partial(Shortcut, conv=self.conv, norm=self.norm, name="shortcut")
             y = y + shortcut(self.shortcut, layers[-1][0], self.stride, self.zero_channels)(x, train=train)
@@ -111,21 +116,27 @@ class Stage(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        def run(block: Block, x: Array) -> Array:
-            return block(x, train=train)
+    def __call__(self, x: Array, *, train: bool, branch_scale: Array | None = None) -> Array:
+        """`[batch, h, w, in]` through all blocks; `branch_scale` is `[batch, size]` or None."""
+
+        def run(block: Block, x: Array, scale: Array | None) -> Array:
+            return block(x, train=train, branch_scale=scale)
 
         if self.remat:
             run = nn.remat(run, prevent_cse=not self.scan)
-        x = run(self.block(stride=self.stride, name="block1"), x)
+        scales = [None] * self.size if branch_scale is None else branch_scale.T
+        x = run(self.block(stride=self.stride, name="block1"), x, scales[0])
         if self.scan and self.size > 1:
             axes = {"params": 0, "batch_stats": 0}
             loop = nn.scan(
-                lambda block, x, _: (run(block, x), None), axes, split_rngs={"params": True}, length=self.size - 1
+                lambda block, x, scale: (run(block, x, scale), None),
+                axes,
+                split_rngs={"params": True},
+                length=self.size - 1,
             )
-            return loop(self.block(stride=1, name="blocks"), x, None)[0]
+            return loop(self.block(stride=1, name="blocks"), x, None if branch_scale is None else scales[1:])[0]
         for index in range(2, self.size + 1):
-            x = run(self.block(stride=1, name=f"block{index}"), x)
+            x = run(self.block(stride=1, name=f"block{index}"), x, scales[index - 1])
         return x
 
 

@@ -108,21 +108,23 @@ class ResNet(nn.Module):
             setattr(self, f"stage{index}", stage)
         self.head = Head(self.num_classes, self.init_fan)
 
-    def features(self, x: Array, *, train: bool) -> dict[str, Array]:
+    def features(self, x: Array, *, train: bool, branch_scale: Array | None = None) -> dict[str, Array]:
         """The output of every stage, `{'stage1': [batch, height, width, channels], ...}`."""
         x = self.stem(x.astype(self.dtype), train=train)
-        outputs = {}
-        for index in range(1, len(self.architecture.stage_sizes) + 1):
-            x = getattr(self, f"stage{index}")(x, train=train)
+        outputs, first = {}, 0
+        for index, size in enumerate(self.architecture.stage_sizes, 1):
+            scale = None if branch_scale is None else branch_scale[:, first : first + size]
+            x, first = getattr(self, f"stage{index}")(x, train=train, branch_scale=scale), first + size
             outputs[f"stage{index}"] = x
         return outputs
 
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, *, train: bool, branch_scale: Array | None = None) -> Array:
         """Logits `[batch, num_classes]`, in at least float32, of images `[batch, height, width, channels]`.
 
+        `branch_scale`, `[batch, blocks]`, multiplies the residual branches (`stochastic_depth`); None is 1 everywhere.
         With `train=True` apply it with `mutable=["batch_stats"]`: the running statistics are updated.
         """
-        *_, last = self.features(x, train=train).values()
+        *_, last = self.features(x, train=train, branch_scale=branch_scale).values()
         return self.head(last)
 
 

@@ -102,7 +102,7 @@ class Checkpoints:
           scores: of the evaluation at this step, if there was one ('top1' decides which are best).
         """
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
+            state=ocp.args.StandardSave(_parts(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
         )
         self._manager.save(step, args=items, metrics=scores, force=True)
 
@@ -124,10 +124,10 @@ class Checkpoints:
             raise UserError(f"{self.folder}: no checkpoint of step {step}; there are {self.steps() or 'none'}")
         with self._named_damage(step):
             self._check_structure(step, abstract)
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), progress=ocp.args.JsonRestore())
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(abstract)), progress=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
             known = {field.name for field in dataclasses.fields(Progress)}  # another version's fields are left out
-            return restored["state"], Progress(**{k: v for k, v in restored["progress"].items() if k in known})
+            return TrainState(**restored["state"]), Progress(**{k: v for k, v in restored["progress"].items() if k in known})
 
     @contextlib.contextmanager
     def _named_damage(self, step: int) -> Iterator[None]:
@@ -157,6 +157,12 @@ class Checkpoints:
                     f"{self.folder}/{step}: a checkpoint of another network: {name} is {there} there and {here} here; "
                     "use the config it was made with, or another --workdir"
                 )
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """The fields in use: so checkpoints without the others, from before there were such, can be read."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def _describe(leaf: Any) -> str:

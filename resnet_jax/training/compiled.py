@@ -4,14 +4,14 @@ import jax
 import numpy as np
 
 from resnet_jax import parallel
-from resnet_jax.data import augment, mix
+from resnet_jax.data import augment
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.step import Step, compile_train_step, make_step
+from resnet_jax.training.step import Step, compile_train_step, make_step, step_options
 
 
 def train_step(run: Experiment) -> Step:
     """The step of a run, not compiled yet."""
-    return make_step(run.model, run.optimizer, run.schedule, run.config.data.pad, mix.mixer(run.config))
+    return make_step(run.model, run.optimizer, run.schedule, run.config.data.pad, step_options(run.config))
 
 
 def abstract_batch(run: Experiment) -> dict[str, jax.ShapeDtypeStruct]:

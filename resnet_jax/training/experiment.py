@@ -1,6 +1,7 @@
 """What a config builds: data, network, optimizer, on a mesh. Training and evaluation start from the same."""
 
 import contextlib
+import copy
 import dataclasses
 import fcntl
 import pathlib
@@ -19,8 +20,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import resnet
 from resnet_jax.models.blocks import stack_blocks, unstack_blocks
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.training import loss_scale
 from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import Schedule, step_schedule
+from resnet_jax.training.schedules import Schedule, make_schedule
 from resnet_jax.training.state import TrainState, abstract_state
 
 
@@ -49,8 +51,18 @@ class Experiment:
 
     def abstract_state(self) -> TrainState:
         """What a checkpoint of this run is restored into: replicated over the mesh."""
-        pixels = normalize.statistics_shapes(self.config.data, self.channels)
-        return abstract_state(self.model, self.optimizer, self.image_shape, pixels, parallel.replicated(self.mesh))
+        pixels, sharding = normalize.statistics_shapes(self.config.data, self.channels), parallel.replicated(self.mesh)
+        state = self.complete(abstract_state(self.model, self.optimizer, self.image_shape, pixels, sharding))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+
+    def complete(self, state: TrainState) -> TrainState:
+        """A state before the first step, with what the config's options keep beside the weights."""
+        weights = {"params": state.params, "batch_stats": state.batch_stats}
+        return state.replace(
+            average=jax.tree.map(copy.copy, weights) if self.config.average.decay else None,
+            schedule=self.schedule.init(),
+            loss_scale=loss_scale.init() if self.config.model.dtype == "float16" else None,
+        )
 
     def for_model(self, state: TrainState) -> TrainState:
         """A state as checkpoints hold it, unrolled, in the form that the model wants."""
@@ -84,16 +96,20 @@ def open_data(config: TrainConfig, split: str) -> Source:
     return source
 
 
-def build(config: TrainConfig, num_classes: int, channels: int) -> Experiment:
-    """Builds the experiment of a validated config for data with so many classes and channels."""
+def build(config: TrainConfig, num_classes: int, channels: int, images: int | None = None) -> Experiment:
+    """Builds the experiment of a validated config for data with so many classes and channels.
+
+    To train, it needs the number of training images too, unless all durations are in steps.
+    """
     mesh = parallel.make_mesh(config.devices)
-    config = config_lib.resolved(config, num_classes)
-    schedule = step_schedule(config.schedule, config.optimizer.learning_rate)
+    config = config_lib.resolved(config, num_classes, images)
+    scale = config.batch_size / (config.optimizer.learning_rate_per or config.batch_size)
+    schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.steps, scale)
     return Experiment(
         config=config,
         mesh=mesh,
         model=resnet.build(config.model, config.batch_norm, num_classes),
-        optimizer=make_optimizer(config.optimizer, schedule),
+        optimizer=make_optimizer(config.optimizer),
         schedule=schedule,
         channels=channels,
     )

@@ -21,9 +21,9 @@ from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
 from resnet_jax.models.resnet import count_parameters, variable_shapes
+from resnet_jax.training import averages, loss_scale, watchdog
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training import feed as feed_lib
-from resnet_jax.training import watchdog
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
@@ -43,9 +43,9 @@ def first_state(run: Experiment, source: Source) -> TrainState:
     pixels = normalize.statistics(config.data, source)
     state = fresh_state(run.model, run.optimizer, run.image_shape, pixels, config.seed)
     if config.init is None:
-        return state
+        return run.complete(state)
     loaded = formats.load(config.init, variable_shapes(run.model, run.image_shape), config.init_head)
-    return state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"])
+    return run.complete(state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"]))
 
 
 def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple:
@@ -164,25 +164,38 @@ class Trainer:
         return step
 
     def _fetch(self) -> None:
-        """Adds the pending steps' metrics to the window; a loss or parameters that are not finite end the run here."""
+        """Adds the pending steps' metrics to the window; a loss or parameters that are not finite end the run here.
+
+        float16 skips such a step; there, too many in a row end the run.
+        """
         if self._pending is None:
             return
         (done, count, metrics), self._pending = self._pending, None
         metrics = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
-        window = self._progress.window
         for k in range(count):
             values = {name: array[k].item() for name, array in metrics.items()}
-            for name in ("loss", "parameter_norm"):
-                if not math.isfinite(values[name]):
-                    raise UserError(f"step {done + k + 1}: the {name} is {values[name]}; {self._advice()}")
-            for name, value in (("loss", values["loss"] * values["count"]), *((n, values[n]) for n in ("correct", "count"))):
-                window[name] = window.get(name, 0) + value
-            window["learning_rate"] = values["learning_rate"]
+            self._add_to_window(done + k + 1, values)
             self._agreed |= bool(values.get("stop"))
         self._watch.beat()
         self._log.step_done(done + count, values["loss"], values["correct"] / values["count"], values["learning_rate"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first dispatch, which compiles
             self._window_clock, self._feed.waited = (time.monotonic(), done + count), 0.0
+
+    def _add_to_window(self, step: int, values: dict[str, float]) -> None:
+        skipped = values.get("skipped")
+        if skipped and values["skipped_in_a_row"] >= loss_scale.MOST_SKIPPED:
+            many = f"{loss_scale.MOST_SKIPPED} steps in a row"
+            raise UserError(f"step {step}: the loss or its gradient was not finite in {many}; {self._advice()}")
+        for name in ("loss", "parameter_norm"):
+            if not (skipped or math.isfinite(values[name])):
+                raise UserError(f"step {step}: the {name} is {values[name]}; {self._advice()}")
+        sums = {} if skipped else {"loss": values["loss"] * values["count"], **{n: values[n] for n in ("correct", "count")}}
+        if skipped is not None:
+            sums["skipped"] = skipped
+        window = self._progress.window
+        for name, value in sums.items():
+            window[name] = window.get(name, 0) + value
+        window["learning_rate"] = values["learning_rate"]
 
     def _advice(self) -> str:
         kept = self._checkpoints.steps()
@@ -192,6 +205,8 @@ class Trainer:
     def _write_row(self, step: int) -> None:
         self._fetch()
         window, (since, first) = self._progress.window, self._window_clock
+        if not window.get("count"):
+            return  # all of its steps were skipped: they are counted in the next row
         now = time.monotonic()
         speed = (step - first) * self._config.batch_size / (now - since) if step > first else 0.0
         row = {"loss": window["loss"] / window["count"], "top1": window["correct"] / window["count"]}
@@ -201,6 +216,7 @@ class Trainer:
             row["utilisation"] = utilisation
         self._count_time()
         row["device_hours"] = self._progress.device_seconds / 3600
+        row |= {"skipped": window["skipped"]} if "skipped" in window else {}
         self._log.write(step, "train", row)
         if wait > MOST_WAIT and not self._warned:
             self._warned = True
@@ -217,16 +233,7 @@ class Trainer:
         self._watch.beat(watchdog.PATIENCE)
         began = time.monotonic()
         try:
-            scores = evaluate(
-                self._eval_fn,
-                self._state,
-                self._test_source,
-                self._config,
-                self._run.mesh,
-                progress=self._log.interactive,
-                should_stop=self._poll,
-                skipped=self._skipped["test"],
-            )
+            scores = self._scores()
         except Stopped:
             self._agreed = True
             self._check_stop(step)
@@ -235,7 +242,7 @@ class Trainer:
             raise UserError(f"step {step}: the loss on the test images is {scores.loss}; {self._advice()}")
         self._log.write(step, "test", scores.as_metrics())
         self._log.draw()
-        self._log.say(f"step {step}: test {scores}")
+        self._log.say(f"step {step}: test {scores}{f'; average: {scores.average}' if scores.average else ''}")
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
         return scores
 
@@ -248,6 +255,30 @@ class Trainer:
         self._progress.seconds += now - self._clock
         self._progress.device_seconds += (now - self._clock) * self._run.mesh.size
         self._clock = now
+
+    def _scores(self) -> Scores:
+        """Of the weights, of their average, or of both, as `average.evaluate` says."""
+
+        def score(state: TrainState) -> Scores:
+            return evaluate(
+                self._eval_fn,
+                state,
+                self._test_source,
+                self._config,
+                self._run.mesh,
+                progress=self._log.interactive,
+                should_stop=self._poll,
+                skipped=self._skipped["test"],
+            )
+
+        if self._state.average is None:
+            return score(self._state)
+        average = score(averages.averaged(self._state))
+        if self._config.average.evaluate == "instead":
+            return average
+        scores = score(self._state)
+        scores.average = average
+        return scores
 
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
@@ -291,7 +322,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
     with experiment_lib.own_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
         train_source = experiment_lib.open_data(config, "train")
         test_source = experiment_lib.open_data(config, "val")
-        run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
+        run = experiment_lib.build(config, len(train_source.classes), train_source.channels, len(train_source))
         config = run.config
         validation.check_devices(config, run.mesh.size)
         watch = watchdog.Watchdog(peer_timeout if jax.process_count() > 1 else None)
@@ -325,7 +356,18 @@ def describe(run: Experiment, train_source: Source, test_source: Source, state: 
         f"{config.model.name}, shortcut {run.model.shortcut or 'none'}, {millions:.2f} M parameters, {config.model.dtype}; "
         f"{len(train_source)} training and {len(test_source)} test images, {len(train_source.classes)} classes\n"
         f"{run.mesh.size} x {device.device_kind} ({device.platform}){hosts}, {config.batch_size} images per step, "
-        f"batch norm over {config.batch_norm.group_size or 'all'} of them\n{formulation.describe()}; "
+        f"batch norm over {config.batch_norm.group_size or 'all'} of them{_at_rate(config)}\n{formulation.describe()}; "
         f"blocks {'in a loop (scan_blocks)' if run.model.scan_blocks else 'unrolled'}"
         + (f", stages {run.model.remat} computed again in the backward pass" if run.model.remat else "")
     )
+
+
+def _at_rate(config: TrainConfig) -> str:
+    """What `learning_rate_per` and `accumulate` make of a config, which nobody should have to guess."""
+    optimizer, said = config.optimizer, ""
+    if config.accumulate > 1:
+        said += f"; {config.accumulate} micro-batches of {config.batch_size // config.accumulate}, each with its batch norm"
+    if optimizer.learning_rate_per is not None:
+        rate = optimizer.learning_rate * config.batch_size / optimizer.learning_rate_per
+        said += f"; learning rate {optimizer.learning_rate:g} x {config.batch_size}/{optimizer.learning_rate_per} = {rate:g}"
+    return said

@@ -21,6 +21,9 @@ class TrainState:
       batch_stats: float32 running means and variances.
       opt_state: of the optimizer.
       pixels: `mean` and `std` that images are normalised with (`data.normalize.statistics`).
+      average: {'params': ..., 'batch_stats': ...}, their moving average (`averages`); None: without.
+      schedule: what the learning rate's schedule has seen of the training (`Schedule.init`); None: nothing.
+      loss_scale: of float16 (`loss_scale.LossScale`); None: another dtype.
     """
 
     step: jax.Array
@@ -28,6 +31,9 @@ class TrainState:
     batch_stats: Any
     opt_state: Any
     pixels: dict[str, jax.Array]
+    average: Any = None
+    schedule: Any = None
+    loss_scale: Any = None
 
 
 def fresh_state(
@@ -40,7 +46,7 @@ def fresh_state(
     """The state before the first update, on the host; the same for the same seed on any machine."""
     variables = init_variables(model, image_shape, seed)
     shapes = jax.eval_shape(optimizer.init, variables["params"])
-    # SGD's state starts at zero; building it on the host spares a compilation per tensor.
+    # The state of every optimizer here starts at zero; building it on the host spares a compilation per tensor.
     opt_state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return TrainState(np.int32(0), variables["params"], variables["batch_stats"], opt_state, pixels)
 

@@ -11,6 +11,7 @@ from resnet_jax.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; default: the latest.", lower_bound=0)
 BEST = flags.DEFINE_bool("best", False, "Export the kept checkpoint with the best top-1 accuracy instead.")
+AVERAGE = flags.DEFINE_bool("average", False, "Export the moving average of the weights (average.decay) instead.")
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .safetensors.")
 
 
@@ -21,7 +22,7 @@ def main(config: TrainConfig) -> None:
 
     if not OUTPUT.value:
         raise UserError("--output=FILE.safetensors is missing")
-    step, _, state = restore_checkpoint(config, WORKDIR.value, -1 if BEST.value else STEP.value)
+    step, _, state = restore_checkpoint(config, WORKDIR.value, -1 if BEST.value else STEP.value, AVERAGE.value)
     path = pathlib.Path(OUTPUT.value)
     try:
         formats.export({"params": state.params, "batch_stats": state.batch_stats}, path)

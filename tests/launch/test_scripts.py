@@ -13,7 +13,6 @@ import yaml
 from absl import flags
 
 from resnet_jax import flags as command_line
-from resnet_jax import parallel
 from resnet_jax.errors import EXIT_STOPPED, EXIT_USER_ERROR
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -50,7 +49,6 @@ def test_config_flags_in_scripts_and_pages_exist(path):
         command_line._check_overrides(["train.py", *re.findall(r"--config\.[\w.]+=", text)], config)
 
 
-@pytest.mark.xfail(not hasattr(parallel, "start_distributed"), reason="--distributed comes with it", strict=True)
 def test_the_flags_of_train_exist():
     import train  # noqa: F401  (defines --workdir)
 

@@ -12,7 +12,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import resnet
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import step_schedule
+from resnet_jax.training.schedules import make_schedule
 from tests import helpers
 
 BATCH = 16
@@ -22,8 +22,8 @@ def make(group, dtype, devices):
     model = resnet.build(ModelConfig(name="cifar_resnet8", shortcut="B"), BatchNormConfig(group_size=group), 10).clone(
         dtype=dtype
     )
-    schedule = step_schedule(ScheduleConfig(boundaries=()), 0.125)
-    optimizer = make_optimizer(OptimizerConfig(), schedule)
+    schedule = make_schedule(ScheduleConfig(boundaries=()), 0.125)
+    optimizer = make_optimizer(OptimizerConfig())
     mesh = parallel.make_mesh(devices)
     step_fn = step_lib.compile_train_step(step_lib.make_step(model, optimizer, schedule, 2), mesh)
     variables = helpers.random_like(resnet.variable_shapes(model, (16, 16, 3)), dtype)

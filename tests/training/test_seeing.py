@@ -185,7 +185,7 @@ def test_the_progress_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", screen)
-    with Logger(tmp_path, LoggingConfig(tensorboard=False), 0, 10, 16) as log:
+    with Logger(tmp_path, helpers.digits_config(steps=10), 0) as log:
         log.step_done(1, 2.5, 0.25, 0.1)
         row = {"loss": 2.0, "top1": 0.5, "learning_rate": 0.1, "images_per_second": 160.0, "data_wait": 0.07}
         log.write(4, "train", row)

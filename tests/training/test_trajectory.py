@@ -9,7 +9,7 @@ from resnet_jax import parallel
 from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig
 from resnet_jax.models import resnet
 from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import step_schedule
+from resnet_jax.training.schedules import make_schedule
 from resnet_jax.training.step import compile_train_step, make_step
 from resnet_jax.weights.torchvision import from_torch_layout, to_torch_layout, torch_name
 from tests import helpers
@@ -34,10 +34,9 @@ def test_twenty_steps_equal_torchvision_in_float64(x64):
     import jax
 
     variables = jax.tree_util.tree_map_with_path(start, shapes)
-    schedule = step_schedule(ScheduleConfig(boundaries=(inputs.DROP_AT,), factor=inputs.FACTOR), inputs.LEARNING_RATE)
+    schedule = make_schedule(ScheduleConfig(boundaries=(inputs.DROP_AT,), factor=inputs.FACTOR), inputs.LEARNING_RATE)
     optimizer = make_optimizer(
-        OptimizerConfig(name="sgd", momentum=inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY, decay_mask="all"),
-        schedule,
+        OptimizerConfig(name="sgd", momentum=inputs.MOMENTUM, weight_decay=inputs.WEIGHT_DECAY, decay_mask="all")
     )
     mesh = parallel.make_mesh(1)
     step_fn = compile_train_step(make_step(model, optimizer, schedule, 0), mesh)
