@@ -65,6 +65,7 @@ MINIMUM = {
     "evaluation.image_size": 1,
     "evaluation.crop_fraction": 0.01,
     "evaluation.every": 0,
+    "evaluation.precise_images": 0,
     "checkpoint.every": 0,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
@@ -105,6 +106,7 @@ MAY_CHANGE = (
     "data.on_error",
     "evaluation.batch_size",
     "evaluation.every",
+    "evaluation.precise_images",
     "checkpoint.",
     "logging.",
 )
@@ -195,6 +197,8 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
         raise UserError(f"schedule.boundaries={bounds}: must be increasing step numbers, at most 32 of them")
     if config.optimizer.nesterov and config.optimizer.name != "sgd":
         raise UserError("optimizer.nesterov=True needs optimizer.name='sgd'")
+    if config.evaluation.precise_images:
+        check_precise(config, config.evaluation.precise_images)
     if config.init is not None:
         presets.check_config(config)
     config.freeze()
@@ -217,6 +221,17 @@ def _check_augmentation(config: TrainConfig) -> None:
         raise UserError(
             f"mix: batch_size={config.batch_size} holds copies of one image only, with data.repeats={data.repeats}; "
             "mixing needs two images"
+        )
+
+
+def check_precise(config: TrainConfig, images: int) -> None:
+    """Refuses to estimate batch-norm statistics from less than a training batch, or where they are constants."""
+    if config.batch_norm.frozen:
+        raise UserError("batch_norm.frozen=True: the statistics are constants; there is nothing to estimate anew")
+    if images < config.batch_size:
+        raise UserError(
+            f"evaluation.precise_images: {images} images do not fill one training batch of {config.batch_size}; "
+            "take at least that many"
         )
 
 

@@ -18,6 +18,7 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data import augment, mix, normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
+from resnet_jax.evaluation import statistics
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
@@ -249,6 +250,31 @@ class Trainer:
         self._window_clock = (self._window_clock[0] + time.monotonic() - began, self._window_clock[1])
         return scores
 
+    def evaluate_precisely(self) -> None:
+        """Scores the state with precise batch-norm statistics too, once; the state stays as it is."""
+        step, images, stop = int(self._state.step), self._config.evaluation.precise_images, self._stop.requested
+        if self._log.evaluated(step, "precise"):
+            return
+        state = self._run.for_checkpoint(self._state)
+        try:
+            stats = statistics.precise_statistics(self._run, state, self._train_source, images, stop)
+            state = self._run.for_model(state.replace(batch_stats=stats))
+            scores = evaluate(
+                self._eval_fn,
+                state,
+                self._test_source,
+                self._config,
+                self._run.mesh,
+                progress=self._log.interactive,
+                should_stop=stop,
+                skipped=self._skipped["test"],
+            )
+        except Stopped:
+            self._check_stop(step)
+            raise
+        self._log.write(step, "precise", scores.as_metrics())
+        self._log.say(f"step {step}, batch-norm statistics of {images} training images: test {scores}")
+
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
         self._progress.seconds = self._seconds_before + time.monotonic() - self._clock
@@ -293,7 +319,10 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             with Logger(workdir, config.logging, start, config.steps, config.batch_size) as log:
                 log.say(describe(run, train_source, test_source, state))
                 log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
-                trained = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress).run()
+                trainer = Trainer(run, train_source, test_source, checkpoints, log, stop, state, progress)
+                trained = trainer.run()
+                if config.evaluation.precise_images:
+                    trainer.evaluate_precisely()
                 log.draw()
                 final = log.last_scores()
                 right = round(final["top1"] * final["images"])
