@@ -163,7 +163,7 @@ def _draw(results: Results, schedule: str, rows: Sequence[Row]) -> list[pathlib.
     """Figures 6 and 7 of a schedule, as far as there is something to draw."""
     chosen, drawn = [row for row in rows if _schedule(row) == schedule], []
     folder, stem = results.path.parent, results.path.stem
-    if any(results.curve(row) for row in chosen):
+    if any(results.curve(row) for name in (*PLAIN, *RESNETS) for row in of_network(chosen, name)):
         path = folder / f"{stem}_{schedule}_figure6.png"
         draw_figure6(lambda name: [results.curve(row) for row in of_network(chosen, name)], path)
         drawn.append(path)
@@ -182,19 +182,21 @@ def draw_figure6(curves_of: Callable[[str], list[list[dict]]], path: pathlib.Pat
       curves_of: of a network's name, the curves of its seeds (`Results.curve`).
       path: of the picture.
     """
-    panels = [PLAIN, RESNETS[:-1]] + ([RESNETS[-2:]] if curves_of(RESNETS[-1]) else [])
+    panels = [names for names in (PLAIN, RESNETS[:-1]) if any(map(curves_of, names))]
+    panels += [RESNETS[-2:]] if curves_of(RESNETS[-1]) else []
+    top = 0.0
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
     for axes, names in zip(figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True):
         for colour, name in enumerate(names):
             for seed, rows in enumerate(curves_of(name)):
                 train = thinned([(row["step"], row["error"]) for row in rows if row["split"] == "train"])
                 test = [(row["step"], row["error"]) for row in rows if row["split"] == "test"]
+                top = max(top, min(100, 2.5 * test[-1][1]))  # the paper's axes, too, leave the first steps out
                 axes.plot(*zip(*train, strict=True), color=f"C{colour}", lw=0.8, ls="--")
                 axes.plot(*zip(*test, strict=True), color=f"C{colour}", lw=2, label=None if seed else name)
-        axes.set(xlabel="iteration", ylabel="error (%)", ylim=(0, None))
+        axes.set(xlabel="iteration", ylabel="error (%)", ylim=(0, top))
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(title="test bold, training dashed")
+        axes.legend(title="test bold, training dashed")
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     temporary.replace(path)
