@@ -230,7 +230,14 @@ class TestReport:
         assert docs.read_text() == "nothing"
 
     def test_nothing_yet(self, tmp_path):
-        assert report.renew(Results(tmp_path / "x.csv")).endswith("no rows yet")
+        docs = tmp_path / "page.md"
+        docs.write_text(f"{report.BEGIN}{report.END}")
+        assert report.renew(Results(tmp_path / "x.csv"), docs).endswith("no rows yet")
+        assert not (tmp_path / "x.md").exists()
+        assert "### paper: 64000 steps" in docs.read_text()
+        assert (
+            "| 110 | 1.7 M | 6.43 (best of five; mean 6.61 ± 0.16) | 6.32 | not run yet | not run yet |" in docs.read_text()
+        )
 
     def test_thinned_curves_keep_the_mean(self):
         points = [(step, float(step % 7)) for step in range(1, 1001)]

@@ -15,6 +15,7 @@ from resnet_jax.reproduce.results import Results, Row
 BEGIN, END = "<!-- tables: begin (python -m resnet_jax.reproduce report --docs=THIS FILE) -->", "<!-- tables: end -->"
 PARAMETERS = {20: "0.27 M", 32: "0.46 M", 44: "0.66 M", 56: "0.85 M", 110: "1.7 M", 1202: "19.4 M"}  # as in Table 6
 NOT_RUN = "not run yet"
+PAPER_SCHEDULE = "64000_steps"
 POINTS = 100  # of a training curve, each the mean of some rows
 
 
@@ -27,22 +28,20 @@ def renew(results: Results, docs: pathlib.Path | None = None) -> str:
     Raises:
       UserError: a file cannot be written, or `docs` has no such marks.
     """
-    rows = results.rows()
-    if not rows:
-        return f"{results.path}: no rows yet"
+    rows, page = results.rows(), results.path.with_suffix(".md")
     try:
         pictures = {schedule: _draw(results, schedule, rows) for schedule in schedules(rows)}
-        page = results.path.with_suffix(".md")
-        _write(page, tables(results, pictures, page))
+        if rows:
+            _write(page, tables(results, pictures, page))
         if docs is not None:
             before, begin, rest = docs.read_text().partition(BEGIN)
             _, end, after = rest.partition(END)
             if not begin or not end:
                 raise UserError(f"--docs={docs}: the lines {BEGIN!r} and {END!r} are missing")
-            _write(docs, f"{before}{BEGIN}\n\n{tables(results, pictures, docs)}\n{END}{after}")
+            _write(docs, f"{before}{BEGIN}\n\n{tables(results, {PAPER_SCHEDULE: []} | pictures, docs)}\n{END}{after}")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
-    return f"{tables(results, pictures, page)}\n{page} has these tables"
+    return f"{tables(results, pictures, page)}\n{page} has these tables" if rows else f"{results.path}: no rows yet"
 
 
 def _write(path: pathlib.Path, text: str) -> None:
@@ -85,9 +84,9 @@ def _table6(rows: Sequence[Row]) -> str:
     body = []
     for name in RESNETS:
         depth, found = Network(name).depth, of_network(rows, name)
-        paper = f"{PAPER[depth]}" + (" (best of five; mean 6.61 ± 0.16)" if depth == 110 else "")
+        paper = f"{PAPER[depth]:.2f}" + (" (best of five; mean 6.61 ± 0.16)" if depth == 110 else "")
         columns = [summary(found, column) for column in ("test_error", "test_error_precise", "train_error")]
-        body.append([depth, PARAMETERS[depth], paper, AKAMASTER[depth], *columns, _seeds(found)])
+        body.append([depth, PARAMETERS[depth], paper, f"{AKAMASTER[depth]:.2f}", *columns, _seeds(found)])
     head = [
         "layers",
         "parameters",
@@ -138,7 +137,7 @@ def tables(results: Results, pictures: dict[str, list[pathlib.Path]], page: path
 
     Args:
       results: the rows.
-      pictures: of each schedule.
+      pictures: of each schedule that is to be there.
       page: where the text will be, for the links.
     """
     parts = [
@@ -146,10 +145,10 @@ def tables(results: Results, pictures: dict[str, list[pathlib.Path]], page: path
         "Training error: all training images, without augmentation; running: the last window of the log."
     ]
     rows = results.rows()
-    for schedule in schedules(rows):
+    for schedule in pictures:
         chosen = [row for row in rows if _schedule(row) == schedule]
-        recipe = min((row["recipe"] for row in chosen), key=len)
-        parts += [f"### {recipe}: {chosen[0]['steps']} steps", "Table 6, ResNets with option A:", _table6(chosen)]
+        recipe = min((row["recipe"] for row in chosen), key=len, default="paper")
+        parts += [f"### {recipe}: {schedule.partition('_')[0]} steps", "Table 6, ResNets with option A:", _table6(chosen)]
         if recipe != "paper":
             parts.append("(A shortened or changed recipe: the paper's and akamaster's numbers are with 64,000 steps.)")
         parts += ["Figure 6, plain networks and ResNets:", _degradation(chosen)]
