@@ -23,6 +23,7 @@ from resnet_jax.reproduce import __main__ as command
 from resnet_jax.reproduce import experiments, measure, report, runner
 from resnet_jax.reproduce.experiments import Network, Recipe
 from resnet_jax.reproduce.results import COLUMNS, Results
+from resnet_jax.training.experiment import own_workdir
 from resnet_jax.training.loop import train
 from tests import helpers
 
@@ -147,6 +148,26 @@ class TestRunner:
         assert [(run.workdir / "told").exists() for run in planned] == [True, True, False]
         assert "[2/3] plain32, seed 0: stopped; it goes on from its last checkpoint" in said
         assert not (planned[2].workdir / "began").exists()
+
+
+def test_a_run_waits_for_the_end_of_the_one_before(tmp_path):
+    began, held = time.monotonic(), threading.Event()
+
+    def hold():
+        with own_workdir(tmp_path):
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    with pytest.raises(UserError, match="another run is using it"):
+        runner.wait_for_workdir(tmp_path, patience=0)
+    runner.wait_for_workdir(tmp_path)
+    assert time.monotonic() - began >= 0.5
+    thread.join()
+    with own_workdir(tmp_path):
+        pass
 
 
 RESULT = {

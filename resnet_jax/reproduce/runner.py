@@ -7,17 +7,20 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TextIO
 
-from resnet_jax.errors import Stopped
+from resnet_jax.errors import Stopped, UserError
 from resnet_jax.reproduce.experiments import FIGURE7, Network, Recipe
 from resnet_jax.reproduce.measure import RESULT
+from resnet_jax.training.experiment import own_workdir
 from resnet_jax.training.logging import read_rows
 from resnet_jax.training.loop import StopSignal
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
+PATIENCE = 120  # seconds: a run whose starter was killed saves before it ends
 STATUS_EVERY = 60.0  # seconds between lines on what is running, where several are
 
 
@@ -141,3 +144,31 @@ def _end(one: _Active, told: bool, on_result: Callable[[Run, dict[str, Any]], st
     where = f"; see {one.log.name}" if one.log else ""
     failed.append(f"{one.run}: ended with exit code {code}{where}")
     return f"FAILED with exit code {code}{where}"
+
+
+def stop_with_parent() -> None:
+    """Has this process stopped as by SIGTERM, which saves, when the one that started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def wait_for_workdir(workdir: pathlib.Path, patience: int = PATIENCE) -> None:
+    """Returns when no other run holds the folder.
+
+    Raises:
+      UserError: it is still held after `patience` seconds, or cannot be written.
+    """
+    for left in range(patience, -1, -1):
+        try:
+            with own_workdir(workdir):
+                return
+        except UserError as error:
+            if not left or "another run" not in str(error):
+                raise
+            time.sleep(1)
