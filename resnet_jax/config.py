@@ -284,6 +284,9 @@ class EvaluationConfig(Section):
     """In place of `resize`: the side of the centre crop as a share of the shorter side (224 / 256 = 0.875)."""
     every: int = 5_000
     """Time between evaluations; there is always one after the last step. 0: only that one."""
+    precise_images: int = 0
+    """Score the last step a second time with batch-norm statistics of so many training images, the authors' "strict average"
+    (`resnet_jax.evaluation.precise`); in metrics.jsonl as split 'precise', beside the plain score. 0: do not."""
 
 
 @dataclasses.dataclass

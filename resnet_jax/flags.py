@@ -76,7 +76,7 @@ def config_from_file(argv: list[str]) -> flags.FlagHolder:
     if not path:
         raise UserError("--config=FILE is missing, for example --config=configs/digits.py")
     # Read here first, since config_flags answers a faulty file with a traceback of its own.
-    _check_overrides(argv, _load_config_file(pathlib.Path(path)))
+    _check_overrides(argv, load_config_file(pathlib.Path(path)))
     return config_flags.DEFINE_config_file("config")
 
 
@@ -116,7 +116,12 @@ def _value_of(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _load_config_file(path: pathlib.Path) -> TrainConfig:
+def load_config_file(path: pathlib.Path) -> TrainConfig:
+    """The config of a Python file with `get_config()`.
+
+    Raises:
+      UserError: no such file, or it fails, with the line.
+    """
     if not path.is_file():
         there = ", ".join(sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise UserError(f"--config={path}: no such file" + (f"; {path.parent} has: {there}" if there else ""))

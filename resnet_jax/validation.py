@@ -92,6 +92,7 @@ MINIMUM = {
     "evaluation.image_size": 1,
     "evaluation.crop_fraction": 0.01,
     "evaluation.every": 0,
+    "evaluation.precise_images": 0,
     "checkpoint.every": 0,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
@@ -148,6 +149,7 @@ MAY_CHANGE = (
     "data.on_error",
     "evaluation.batch_size",
     "evaluation.every",
+    "evaluation.precise_images",
     "checkpoint.",
     "logging.",
 )
@@ -246,6 +248,8 @@ def validate(config: TrainConfig, needs_data: bool = True) -> TrainConfig:
     if config.optimizer.nesterov and config.optimizer.name not in ("sgd", "lars"):
         raise UserError("optimizer.nesterov=True needs optimizer.name='sgd' or 'lars'")
     _check_schedule(config)
+    if config.evaluation.precise_images:
+        check_precise(config, config.evaluation.precise_images)
     if config.init is not None:
         presets.check_config(config)
     config.freeze()
@@ -311,6 +315,17 @@ def _check_schedule(config: TrainConfig) -> None:
             raise UserError("schedule.name='plateau' needs schedule.factor between 0 and 1 and schedule.plateau_window > 0")
         if not schedule.final_learning_rate <= config.optimizer.learning_rate or not config.optimizer.learning_rate:
             raise UserError("schedule.name='plateau' needs 0 <= schedule.final_learning_rate <= optimizer.learning_rate > 0")
+
+
+def check_precise(config: TrainConfig, images: int) -> None:
+    """Refuses to estimate batch-norm statistics from less than a training batch, or where they are constants."""
+    if config.batch_norm.frozen:
+        raise UserError("batch_norm.frozen=True: the statistics are constants; there is nothing to estimate anew")
+    if images < config.batch_size:
+        raise UserError(
+            f"evaluation.precise_images: {images} images do not fill one training batch of {config.batch_size}; "
+            "take at least that many"
+        )
 
 
 def check_devices(config: TrainConfig, num_devices: int) -> None:

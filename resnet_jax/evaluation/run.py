@@ -66,7 +66,7 @@ def evaluate_checkpoint(
       UserError: no such checkpoint, or no such data.
     """
     step, run, state = restore_checkpoint(config, workdir, step, average)
-    return step, _score(run, state)
+    return step, score(run, state)
 
 
 def evaluate_init(config: TrainConfig) -> Scores:
@@ -77,10 +77,20 @@ def evaluate_init(config: TrainConfig) -> Scores:
     """
     source = experiment_lib.open_data(config, "train" if needs_training_set(config.data) else "val")
     run = experiment_lib.build(config, len(source.classes), source.channels)
-    return _score(run, parallel.put_replicated(first_state(run, source), run.mesh))
+    return score(run, parallel.put_replicated(first_state(run, source), run.mesh))
 
 
-def _score(run: Experiment, state: TrainState) -> Scores:
-    source = experiment_lib.open_data(run.config, "val")
+def score(run: Experiment, state: TrainState, split: str = "val") -> Scores:
+    """Scores the images of a split ('val' or 'train': without augmentation, with running statistics) once each.
+
+    Args:
+      run: the experiment.
+      state: as checkpoints hold it, replicated over the mesh.
+      split: of the data.
+
+    Raises:
+      UserError: no such data.
+    """
+    source = experiment_lib.open_data(run.config, split)
     eval_step = compile_eval_step(run.model, run.config.data.pad, run.mesh)
     return evaluate(eval_step, run.for_model(state), source, run.config, run.mesh, progress=sys.stderr.isatty())

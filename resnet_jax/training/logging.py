@@ -37,9 +37,10 @@ class Logger:
     """The log of one run in `workdir`; a context manager.
 
     A row of metrics.jsonl has `step` (updates made), `split` ('train': over the steps since the last row; 'test': of
-    an evaluation) and metrics: losses are means, top1 and top5 in [0, 1], images_per_second without compilation,
-    data_wait the share of the time in [0, 1] that was spent waiting for data, utilisation the share of the devices' peak
-    FLOP/s (where that is known), device_hours the devices times the hours trained so far, all parts of the run together.
+    an evaluation; 'precise': of one with precise batch-norm statistics) and metrics: losses are means, top1 and top5 in
+    [0, 1], images_per_second without compilation, data_wait the share of the time in [0, 1] that was spent waiting for data,
+    utilisation the share of the devices' peak FLOP/s (where that is known), device_hours the devices times the hours trained
+    so far, all parts of the run together.
     """
 
     def __init__(self, workdir: pathlib.Path, config: TrainConfig, start: int, silent: bool = False):
@@ -114,9 +115,9 @@ class Logger:
                 f"lr {metrics['learning_rate']:g}  {speed:.0f} images/s, {wait:.0f} % waiting for data  {left}"
             )
 
-    def evaluated(self, step: int) -> bool:
+    def evaluated(self, step: int, split: str = "test") -> bool:
         """Whether the evaluation at a step is in the log."""
-        return any(row["step"] == step and row["split"] == "test" for row in self._rows)
+        return any(row["step"] == step and row["split"] == split for row in self._rows)
 
     def last_scores(self) -> dict[str, float]:
         """The metrics of the last evaluation; none on another machine than the log's that has made no evaluation."""

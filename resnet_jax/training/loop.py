@@ -17,6 +17,7 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.data import normalize, pipeline
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
+from resnet_jax.evaluation import statistics
 from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.models import formulation
@@ -256,29 +257,48 @@ class Trainer:
         self._progress.device_seconds += (now - self._clock) * self._run.mesh.size
         self._clock = now
 
+    def _score(self, state: TrainState) -> Scores:
+        return evaluate(
+            self._eval_fn,
+            state,
+            self._test_source,
+            self._config,
+            self._run.mesh,
+            progress=self._log.interactive,
+            should_stop=self._poll,
+            skipped=self._skipped["test"],
+        )
+
     def _scores(self) -> Scores:
         """Of the weights, of their average, or of both, as `average.evaluate` says."""
-
-        def score(state: TrainState) -> Scores:
-            return evaluate(
-                self._eval_fn,
-                state,
-                self._test_source,
-                self._config,
-                self._run.mesh,
-                progress=self._log.interactive,
-                should_stop=self._poll,
-                skipped=self._skipped["test"],
-            )
-
         if self._state.average is None:
-            return score(self._state)
-        average = score(averages.averaged(self._state))
+            return self._score(self._state)
+        average = self._score(averages.averaged(self._state))
         if self._config.average.evaluate == "instead":
             return average
-        scores = score(self._state)
+        scores = self._score(self._state)
         scores.average = average
         return scores
+
+    def evaluate_precisely(self) -> None:
+        """Scores the state with precise batch-norm statistics too, once; the state stays as it is."""
+        step, images = int(self._state.step), self._config.evaluation.precise_images
+        if parallel.agreed(self._log.evaluated(step, "precise")):
+            return
+        self._watch.beat(watchdog.PATIENCE)
+        state = self._run.for_checkpoint(self._state)
+        alone = jax.process_count() == 1  # several do not stop in between: they would have to agree on a batch
+        try:
+            stats = statistics.precise_statistics(
+                self._run, state, self._train_source, images, lambda: self._poll() and alone
+            )
+            scores = self._score(self._run.for_model(state.replace(batch_stats=stats)))
+        except Stopped:
+            self._agreed = True
+            self._check_stop(step)
+            raise
+        self._log.write(step, "precise", scores.as_metrics())
+        self._log.say(f"step {step}, batch-norm statistics of {images} training images: test {scores}")
 
     def _save(self, step: int, scores: Scores | None) -> None:
         self._fetch()  # nothing is saved whose loss is not known to be finite
@@ -332,7 +352,10 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
             with Logger(workdir, config, start, silent=not parallel.is_main()) as log:
                 log.say(describe(run, train_source, test_source, state))
                 log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
-                trained = Trainer(run, train_source, test_source, checkpoints, log, stop, watch, state, progress).run()
+                trainer = Trainer(run, train_source, test_source, checkpoints, log, stop, watch, state, progress)
+                trained = trainer.run()
+                if config.evaluation.precise_images:
+                    trainer.evaluate_precisely()
                 log.draw()
                 final = log.last_scores()
                 if not parallel.is_main():
