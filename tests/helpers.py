@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_jax import parallel, recipes, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.training import experiment, loop
+from resnet_jax.training import experiment, start
 from resnet_jax.training.state import TrainState
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -76,7 +76,7 @@ def float64_run(config: TrainConfig) -> tuple:
     train_source, test_source = experiment.open_data(config, "train"), experiment.open_data(config, "val")
     run = experiment.build(config, len(train_source.classes), train_source.channels)
     run = dataclasses.replace(run, model=run.model.clone(dtype=np.float64))
-    state = parallel.put_replicated(as_float64(loop.first_state(run, train_source)), run.mesh)
+    state = parallel.put_replicated(as_float64(start.first_state(run, train_source)), run.mesh)
     return run, state, train_source, test_source
 
 

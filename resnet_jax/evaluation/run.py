@@ -13,7 +13,7 @@ from resnet_jax.training import averages
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.loop import first_state
+from resnet_jax.training.start import first_state
 from resnet_jax.training.state import TrainState
 
 

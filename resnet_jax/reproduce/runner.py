@@ -17,7 +17,7 @@ from resnet_jax.reproduce.experiments import FIGURE7, Network, Recipe
 from resnet_jax.reproduce.measure import RESULT
 from resnet_jax.training.experiment import own_workdir
 from resnet_jax.training.logging import read_rows
-from resnet_jax.training.loop import StopSignal
+from resnet_jax.training.signals import StopSignal
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PATIENCE = 120  # seconds: a run whose starter was killed saves before it ends

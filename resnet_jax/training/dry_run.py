@@ -8,7 +8,7 @@ from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.compiled import compile_step
 from resnet_jax.training.cost import StepCost, step_cost
 from resnet_jax.training.feed import Resident
-from resnet_jax.training.loop import describe
+from resnet_jax.training.start import describe
 
 
 def dry_run(config: TrainConfig) -> StepCost:

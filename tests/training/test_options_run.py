@@ -46,7 +46,7 @@ def valid(**fields):
 
 def rows(workdir):
     found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "data_wait")} for row in found]
+    return [{k: v for k, v in row.items() if k not in helpers.TIMES} for row in found]
 
 
 def end_state(workdir, step):

@@ -218,7 +218,7 @@ def test_a_bias_before_batch_norm_moves_into_its_mean(tmp_path):
 
 
 def test_fine_tuning_starts_from_the_weights_and_a_fresh_head(tmp_path):
-    from resnet_jax.training import experiment, loop
+    from resnet_jax.training import experiment, start
 
     _, variables = network(classes=7)
     path = tmp_path / "x.safetensors"
@@ -234,7 +234,7 @@ def test_fine_tuning_starts_from_the_weights_and_a_fresh_head(tmp_path):
     )
     config = helpers.validated(config)
     source = experiment.open_data(config, "train")
-    state = loop.first_state(experiment.build(config, 4, 3), source)
+    state = start.first_state(experiment.build(config, 4, 3), source)
     helpers.assert_same_bits(state.params["stage2"], variables["params"]["stage2"])
     helpers.assert_same_bits(state.batch_stats, variables["batch_stats"])
     assert state.params["head"]["dense"]["kernel"].shape == (64, 4)
