@@ -4,8 +4,10 @@ import importlib.util
 import os
 import pathlib
 import re
+import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -58,12 +60,19 @@ def run(main: Callable[[TrainConfig], None], define: Define, needs_data: bool = 
         return rest
 
     def start(_: list[str]) -> None:
-        logging.set_verbosity(logging.ERROR)  # Orbax warns of every checkpoint that has no scores
+        sys.unraisablehook = _unraisable
+        logging.set_verbosity(logging.FATAL)  # Orbax warns of checkpoints without scores, and logs what it raises, too
         with one_line_errors():
             _set_backend(parsed[0])
             main(parsed[0])
 
     app.run(start, flags_parser=parse)
+
+
+def _unraisable(unraisable: Any) -> None:
+    """Leaves out what TensorStore's threads say of a checkpoint that Orbax has given up: one error is enough."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def config_from_file(argv: list[str]) -> flags.FlagHolder:

@@ -1,18 +1,28 @@
-"""Checkpoints with Orbax: written in the background, whole or not at all; the last ones and the best ones are kept."""
+"""Checkpoints with Orbax: written in the background, whole or not at all; the last ones and the best ones are kept.
+
+A checksum of all arrays is kept beside them, since Orbax reads a file with a flipped bit without a word.
+"""
 
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
+from resnet_jax import parallel
 from resnet_jax.config import CheckpointConfig
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import TrainState
+
+
+class DamagedCheckpoint(UserError):
+    """It cannot be read, or is not what was written."""
 
 
 @dataclasses.dataclass
@@ -67,13 +77,17 @@ class Checkpoints:
             raise UserError(f"{self.folder}: is a file; checkpoints need a folder there")
         if read_only and not self.folder.is_dir():
             raise UserError(f"{self.folder}: no checkpoints; train first")
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another --workdir") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._manager.close()
+        with contextlib.suppress(Exception) if kind else self._named_failure():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps that have a complete checkpoint, in order."""
@@ -101,14 +115,51 @@ class Checkpoints:
           progress: stored beside it.
           scores: of the evaluation at this step, if there was one ('top1' decides which are best).
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_parts(state)), progress=ocp.args.JsonSave(dataclasses.asdict(progress))
-        )
-        self._manager.save(step, args=items, metrics=scores, force=True)
+        parts = _parts(state)
+        known = dataclasses.asdict(progress) | {"checksum": checksum(parts)}
+        items = ocp.args.Composite(state=ocp.args.StandardSave(parts), progress=ocp.args.JsonSave(known))
+        with self._named_failure():
+            self._manager.save(step, args=items, metrics=scores, force=True)
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+          UserError: it could not be written; what was there before still is.
+        """
+        with self._named_failure():
+            self._manager.wait_until_finished()
+
+    def restore_last(self, abstract: TrainState, say: Callable[[str], None]) -> tuple[TrainState, Progress]:
+        """Reads the newest checkpoint that is not damaged; damaged ones are moved to `damaged-checkpoints`, beside.
+
+        Args:
+          abstract: as for `restore`.
+          say: is told of damaged ones.
+
+        Raises:
+          UserError: none can be read, or it is one of another network.
+        """
+        steps = self.steps()
+        for step, older in zip(reversed(steps), [*reversed(steps[:-1]), None], strict=True):
+            try:
+                return self.restore(step, abstract)
+            except DamagedCheckpoint as error:
+                if older is None:
+                    raise
+                say(f"warning: {error}")
+                self._set_aside(step)
+        raise UserError(f"{self.folder}: no checkpoint")
+
+    def _set_aside(self, step: int) -> None:
+        if parallel.is_main():
+            place = self.folder.parent / "damaged-checkpoints" / str(step)
+            place.parent.mkdir(exist_ok=True)
+            while place.exists():
+                place = place.with_name(f"{place.name}_")
+            (self.folder / str(step)).rename(place)
+        parallel.agreed(0)  # nobody goes on before that is done
+        self._manager.reload()
 
     def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, Progress]:
         """Reads a checkpoint.
@@ -126,6 +177,9 @@ class Checkpoints:
             self._check_structure(step, abstract)
             items = ocp.args.Composite(state=ocp.args.StandardRestore(_parts(abstract)), progress=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
+            expected = restored["progress"].get("checksum")  # None: by an older version
+            if expected is not None and checksum(restored["state"]) != expected:
+                raise ValueError("its arrays are not those that were written")
             known = {field.name for field in dataclasses.fields(Progress)}  # another version's fields are left out
             return TrainState(**restored["state"]), Progress(**{k: v for k, v in restored["progress"].items() if k in known})
 
@@ -137,10 +191,23 @@ class Checkpoints:
             raise
         except Exception as error:  # Orbax meets damage with whatever its layers raise
             older = [other for other in self.steps() if other < step]
-            advice = f"remove that folder to go on from step {older[-1]}" if older else "remove that folder to start afresh"
+            advice = f"step {older[-1]} is the one before it" if older else "there is none before it: use another --workdir"
             reason = " ".join(str(error).split())[:120]
-            raise UserError(
+            raise DamagedCheckpoint(
                 f"{self.folder}/{step}: damaged checkpoint ({type(error).__name__}: {reason}); {advice}"
+            ) from error
+
+    @contextlib.contextmanager
+    def _named_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of Orbax's writing threads, at the next call
+            good = [step for step in self.steps() if (self.folder / str(step)).is_dir()]
+            last = f"step {good[-1]} is there and whole" if good else "there is none yet"
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be written ({type(error).__name__}: {reason}); {last}. Make room, or "
+                "mend the disk, and run the same command again"
             ) from error
 
     def _check_structure(self, step: int, abstract: TrainState) -> None:
@@ -157,6 +224,15 @@ class Checkpoints:
                     f"{self.folder}/{step}: a checkpoint of another network: {name} is {there} there and {here} here; "
                     "use the config it was made with, or another --workdir"
                 )
+
+
+def checksum(tree: Any) -> str:
+    """CRC-32 of all arrays of a tree of dicts, by name, whatever devices they are on; 8 hexadecimal digits."""
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    value = 0
+    for name in sorted(leaves):
+        value = zlib.crc32(np.ascontiguousarray(leaves[name]), value)
+    return f"{value:08x}"
 
 
 def _parts(state: TrainState) -> dict[str, Any]:

@@ -1,8 +1,11 @@
 """The loop in one process: what it writes, keeps, refuses, and how it ends."""
 
 import json
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -13,7 +16,7 @@ from PIL import Image
 from resnet_jax import config as config_lib
 from resnet_jax import validation
 from resnet_jax.data import pipeline
-from resnet_jax.errors import Stopped, UserError
+from resnet_jax.errors import EXIT_USER_ERROR, Stopped, UserError
 from resnet_jax.evaluation.run import evaluate_checkpoint
 from resnet_jax.training import loop
 from resnet_jax.training.checkpoints import Checkpoints
@@ -210,15 +213,54 @@ def test_evaluating_beside_a_running_training_disturbs_nothing(tmp_path, monkeyp
         lambda step: (step / "state" / "_METADATA").unlink(),
         lambda step: (step / "state" / "manifest.ocdbt").unlink(),
         lambda step: (step / "progress" / "metadata").write_text("{"),
+        lambda step: flip_a_bit(step),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_older_one_offered(tmp_path, damage):
-    train(valid(steps=3), tmp_path)
+def test_from_a_damaged_checkpoint_the_run_goes_on_from_the_one_before(tmp_path, capsys, damage):
+    whole = train(valid(steps=3), tmp_path)
     damage(tmp_path / "checkpoints" / "3")
-    with pytest.raises(UserError, match=r"checkpoints/3: damaged checkpoint .*; remove that folder to go on from step 2"):
-        train(valid(steps=4), tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints" / "3")
-    train(valid(steps=4), tmp_path)
+    capsys.readouterr()
+    assert train(valid(steps=3), tmp_path) == whole
+    said = capsys.readouterr().out
+    assert re.search(r"warning: .*checkpoints/3: damaged checkpoint .*; step 2 is the one before it", said)
+    assert "resumed from step 2 of 3" in said
+    assert kept(tmp_path) == [2, 3]
+    assert [path.name for path in (tmp_path / "damaged-checkpoints").iterdir()] == ["3"]
+
+
+def flip_a_bit(step):
+    """In the largest file, which holds arrays; its headers are at the ends."""
+    path = max((path for path in step.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_only_checkpoint_is_not_replaced_by_a_fresh_start(tmp_path):
+    train(valid(steps=1), tmp_path)
+    flip_a_bit(tmp_path / "checkpoints" / "1")
+    with pytest.raises(
+        UserError, match=r"checkpoints/1: damaged checkpoint .*; there is none before it: use another --workdir"
+    ):
+        train(valid(steps=2), tmp_path)
+    assert kept(tmp_path) == [1]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
+    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path}"]
+    off = ["schedule.boundaries=()", "logging.tensorboard=False", "logging.curves=False", "evaluation.every=0"]
+    command += [f"--config.{flag}" for flag in ["model.name=cifar_resnet8", "checkpoint.every=1", *off]]
+    pipes = {"cwd": helpers.ROOT, "capture_output": True, "text": True, "timeout": 200}
+    assert subprocess.run([*command, "--config.steps=1"], **pipes).returncode == 0
+    small = ["bash", "-c", 'ulimit -f 20; exec "$@"', "-"]  # files of at most 20 KiB: what a full disk is to Orbax
+    done = subprocess.run([*small, *command, "--config.steps=3"], **pipes)
+    assert done.returncode == EXIT_USER_ERROR, done.stderr
+    assert re.match(r"error: .*checkpoints: a checkpoint cannot be written \(.*\); step 1 is there and whole", done.stderr)
+    assert done.stderr.count("\n") == 1
+    assert kept(tmp_path) == [1]
+    done = subprocess.run([*command, "--config.steps=3"], **pipes)
+    assert "resumed from step 1 of 3" in done.stdout
+    assert kept(tmp_path)[-2:] == [2, 3]
 
 
 def test_fewer_steps_than_already_made(tmp_path):
