@@ -8,12 +8,13 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-slow lint lock clean
+.PHONY: help setup train test test-slow test-stress lint lock clean
 
 help:
 	@echo "make train      train a ResNet on handwritten digits (under a minute), then draw its curves"
 	@echo "make test       lint and the test suite, on CPU"
 	@echo "make test-slow  the long proofs: the deepest networks against torchvision's"
+	@echo "make test-stress  a run killed twenty times, compared bit for bit with one that was not"
 	@echo "make setup EXTRA=cuda|tpu|gcs   the environment with GPU or TPU support, or for gs:// data"
 	@echo "make lock       renew requirements.lock from requirements*.txt"
 
@@ -37,6 +38,9 @@ test: lint
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-stress: $(STAMP)
+	$(BIN)/python -m pytest -m slow -s tests/training/test_stress.py $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

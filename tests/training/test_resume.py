@@ -63,11 +63,11 @@ def wait_until_step(process: subprocess.Popen, workdir: pathlib.Path, step: int)
         time.sleep(0.005)
 
 
-def end_state(workdir: pathlib.Path):
+def end_state(workdir: pathlib.Path, step: int = STEPS):
     config = validation.validate(config_lib.load(workdir / "config.json"))
     run = experiment.build(config, 10, 1)
     with Checkpoints(workdir, config.checkpoint) as checkpoints:
-        return checkpoints.restore(STEPS, run.abstract_state())[0]
+        return checkpoints.restore(step, run.abstract_state())[0]
 
 
 def rows(workdir: pathlib.Path) -> list[dict]:
