@@ -122,6 +122,10 @@ def own_workdir(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       UserError: it cannot be written, or another run holds it.
     """
+    if ":" in workdir.parts[0]:
+        raise UserError(
+            f"--workdir={workdir}: buckets cannot hold a run yet; give a folder, such as one where a bucket is mounted"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("w")

@@ -289,6 +289,8 @@ def test_wrong_number_of_classes(tmp_path):
 
 def test_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir=gs:/bucket/run: buckets cannot hold a run yet"):
+        train(valid(), "gs://bucket/run")
     with pytest.raises(UserError, match=r"--workdir=.*file/run: cannot write there \(Not a directory\)"):
         train(valid(), tmp_path / "file" / "run")
 
