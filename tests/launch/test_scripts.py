@@ -45,7 +45,7 @@ def test_config_flags_in_scripts_and_pages_exist(path):
     """Also: every --config=FILE is there, and train.py has every other flag of its command lines."""
     text = path.read_text()
     for file in re.findall(r"--config[= ]([\w./]+)", text):
-        config = command_line._load_config_file(REPOSITORY / file)
+        config = command_line.load_config_file(REPOSITORY / file)
         command_line._check_overrides(["train.py", *re.findall(r"--config\.[\w.]+=", text)], config)
 
 
