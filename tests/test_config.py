@@ -35,7 +35,10 @@ def test_config_file(path):
     validation.validate(config)
     assert config.batch_norm.group_size is None
     if path.stem != "digits":
-        assert config.model.name.removeprefix("cifar_") == path.stem.removeprefix("cifar10_").removesuffix("_fb")
+        assert (
+            config.model.name.removeprefix("cifar_")
+            == path.stem.removeprefix("cifar10_").split("_fb")[0].split("_modern")[0]
+        )
 
 
 def test_all_of_the_papers_networks_have_a_config():

@@ -41,17 +41,17 @@ class TestExperiments:
         recipe, network = Recipe(), Network("resnet110")
         fields = recipe.flags(network)
         assert (fields["steps"], fields["schedule.boundaries"]) == ("64000", "(32000,48000)")
-        assert fields["schedule.warmup_steps"] == "400"
+        assert "schedule.warmup_error_window" not in fields
         assert (recipe.text(network), recipe.folder(network)) == ("paper", "64000_steps")
 
     def test_a_divided_schedule(self):
         recipe = Recipe(64)
         fields = recipe.flags(Network("resnet20-B"))
         assert (fields["steps"], fields["schedule.boundaries"], fields["model.shortcut"]) == ("1000", "(500,750)", "B")
-        assert "schedule.warmup_steps" not in fields
+        assert "schedule.warmup_error_window" not in fields
         assert "model.shortcut" not in recipe.flags(Network("resnet20"))
         assert recipe.text(Network("plain20")) == "paper, durations / 64 (drops at 500 and 750)"
-        assert recipe.text(Network("resnet110")) == "paper, durations / 64 (drops at 500 and 750; warm-up 6)"
+        assert recipe.text(Network("resnet110")) == "paper, durations / 64 (drops at 500 and 750; warm-up by the error of 1)"
         assert recipe.folder(Network("plain20")) == "1000_steps"
 
     def test_overrides_are_named_where_they_change_numbers(self):

@@ -70,7 +70,7 @@ def test_imagenet(depth, shortcut):
             assert round(got.multiply_adds / 1e9, 3) == PUBLISHED[depth][index]
 
 
-@pytest.mark.parametrize("depth", CIFAR_MMACS)
+@pytest.mark.parametrize("depth", [pytest.param(d, marks=[pytest.mark.slow] * (d > 1000)) for d in CIFAR_MMACS])
 def test_cifar(depth):
     got = check(f"cifar_resnet{depth}", depth, "A", size=32, classes=10)
     digits = 0 if depth == 1202 else 1

@@ -83,8 +83,8 @@ class Recipe:
             "logging.every": str(min(config.logging.every, max(steps // 100, 1))),
             "logging.tensorboard": "False",
         }
-        if config.schedule.warmup_steps:
-            fields["schedule.warmup_steps"] = str(config.schedule.warmup_steps // self.divide)
+        if config.schedule.warmup == "error" and self.divide > 1:
+            fields["schedule.warmup_error_window"] = str(max(config.schedule.warmup_error_window // self.divide, 1))
         if network.shortcut in ("B", "C"):
             fields["model.shortcut"] = network.shortcut
         return fields | dict(self.overrides)
@@ -102,7 +102,8 @@ class Recipe:
         fields, parts = self.flags(network), ["paper"]
         if self.divide > 1:
             drops = " and ".join(fields["schedule.boundaries"].strip("()").split(","))
-            warmup = f"; warm-up {fields['schedule.warmup_steps']}" if "schedule.warmup_steps" in fields else ""
+            window = fields.get("schedule.warmup_error_window")
+            warmup = f"; warm-up by the error of {window}" if window else ""
             parts.append(f"durations / {self.divide} (drops at {drops}{warmup})")
         return ", ".join(parts + self._differences())
 

@@ -37,7 +37,7 @@ def batch_of(step, indices, pad=PAD, flip=True, seed=0, mesh=None):
     mesh = mesh or parallel.make_mesh(1)
     make = jax.jit(resident.Augmenter(pad, flip, seed), out_shardings=parallel.by_batch(mesh))
     store = parallel.put_replicated(resident.load(SOURCE, SIZE), mesh)
-    indices = parallel.put_columns(np.asarray(indices, np.int32)[None], mesh)[0]
+    indices = parallel.put_columns({"index": np.asarray(indices, np.int32)[None]}, mesh)["index"][0]
     return jax.device_get(make(store, indices, jnp.int32(step)))
 
 

@@ -31,7 +31,7 @@ def compute(model, variables, images):
         ("cifar_resnet20", "C", (1, 3)),
         ("cifar_resnet8", "A", ()),
         ("cifar_plain14", None, (2,)),
-        ("resnet50", "B", ()),
+        pytest.param("resnet50", "B", (), marks=pytest.mark.slow),
     ],
 )
 def test_same_function(x64, name, shortcut, remat):

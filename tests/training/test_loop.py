@@ -198,7 +198,7 @@ def test_evaluating_beside_a_running_training_disturbs_nothing(tmp_path, monkeyp
     def save_and_evaluate(self, step, scores):
         real(self, step, scores)  # still being written
         if step > 1:
-            evaluate_checkpoint(loop.config_lib.resolved(config, 10), tmp_path)
+            evaluate_checkpoint(config_lib.resolved(config, 10), tmp_path)
 
     monkeypatch.setattr(loop.Trainer, "_save", save_and_evaluate)
     train(config, tmp_path)
@@ -258,9 +258,6 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
     assert re.match(r"error: .*checkpoints: a checkpoint cannot be written \(.*\); step 1 is there and whole", done.stderr)
     assert done.stderr.count("\n") == 1
     assert kept(tmp_path) == [1]
-    done = subprocess.run([*command, "--config.steps=3"], **pipes)
-    assert "resumed from step 1 of 3" in done.stdout
-    assert kept(tmp_path)[-2:] == [2, 3]
 
 
 def test_fewer_steps_than_already_made(tmp_path):
