@@ -73,7 +73,7 @@ def test_their_checkpoint_continues_on_any_number_of_devices(folder, devices):
 
 FLAGS = [
     "train.py", "--config=configs/digits.py", "--config.model.name=cifar_resnet8", "--config.batch_size=16",
-    "--config.schedule.boundaries=()", "--config.evaluation.every=0", "--config.checkpoint.every=4",
+    "--config.schedule.boundaries=()", "--config.evaluation.every=0", "--config.checkpoint.every=0",
     "--config.logging.every=4", "--config.logging.tensorboard=False", "--config.logging.curves=False",
     "--coordinator=localhost:{port}", "--num_processes=2", "--process_id={id}",
 ]  # fmt: skip
@@ -110,7 +110,7 @@ def test_a_signal_to_one_stops_all_and_a_lost_one_ends_all_and_they_go_on(tmp_pa
     processes[1].send_signal(signal.SIGSTOP)  # it hangs
     began = time.monotonic()
     first = processes[0].communicate(timeout=100)[0]
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 40
     processes[1].kill()
     outputs(processes[1:])
     assert processes[0].returncode == EXIT_PEER_LOST, first
