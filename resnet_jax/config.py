@@ -299,6 +299,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept."""
     keep_best: int = 1
     """Checkpoints kept for their top-1 accuracy at evaluation (for use elsewhere: results report the last step)."""
+    keep_every: int = 0
+    """Keep for ever the checkpoints whose step is a multiple of this number of steps; 0: none."""
 
 
 @dataclasses.dataclass

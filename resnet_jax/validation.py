@@ -96,6 +96,7 @@ MINIMUM = {
     "checkpoint.every": 0,
     "checkpoint.keep_last": 1,
     "checkpoint.keep_best": 0,
+    "checkpoint.keep_every": 0,
     "logging.every": 1,
 }
 

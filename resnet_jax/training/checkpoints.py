@@ -63,6 +63,8 @@ class Checkpoints:
         if config.keep_best:
             # A policy and not `max_to_keep`, which together with `best_fn` would delete the newest checkpoint.
             keep.append(policies.BestN(get_metric_fn=_top1, n=config.keep_best, keep_checkpoints_without_metrics=False))
+        if config.keep_every:
+            keep.append(policies.EveryNSteps(config.keep_every))
         options = ocp.CheckpointManagerOptions(
             best_fn=_top1,
             best_mode="max",

@@ -80,7 +80,8 @@ def test_training_learns(tmp_path):
     assert kept(tmp_path) == [100]
 
 
-def test_keeps_the_last_and_the_best(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("keep_every", "want"), [(0, [2, 5, 6]), (3, [2, 3, 5, 6])])
+def test_keeps_the_last_and_the_best(tmp_path, monkeypatch, keep_every, want):
     accuracy = {1: 0.3, 2: 0.9, 3: 0.5, 4: 0.4, 5: 0.6, 6: 0.2}
     real = loop.evaluate
 
@@ -90,9 +91,10 @@ def test_keeps_the_last_and_the_best(tmp_path, monkeypatch):
         return scores
 
     monkeypatch.setattr(loop, "evaluate", scripted)
-    config = valid(steps=6, evaluation__every=1, checkpoint__keep_last=2, checkpoint__keep_best=1)
+    keep = {"checkpoint__keep_last": 2, "checkpoint__keep_best": 1, "checkpoint__keep_every": keep_every}
+    config = valid(steps=6, evaluation__every=1, **keep)
     train(config, tmp_path)
-    assert kept(tmp_path) == [2, 5, 6]
+    assert kept(tmp_path) == want
     with Checkpoints(tmp_path, config.checkpoint) as checkpoints:
         assert checkpoints.best_step() == 2
 
