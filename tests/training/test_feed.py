@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from resnet_jax import parallel
 from resnet_jax.errors import Stopped, UserError
+from resnet_jax.evaluation.metrics import Scores
 from resnet_jax.training import experiment, feed, loop
 from resnet_jax.training.loop import train
 from tests import helpers
@@ -69,6 +71,26 @@ def test_a_step_in_the_middle_that_is_not_finite_is_named(tmp_path, most):
     config = valid(steps_per_dispatch=most, optimizer__learning_rate=1e6, schedule__boundaries=(), **off)
     with pytest.raises(UserError, match=r"^step 4: the parameter_norm is nan; there is no checkpoint yet"):
         train(config, tmp_path)
+
+
+def test_a_batch_is_sent_before_the_step_before_it_is_waited_for(tmp_path, monkeypatch):
+    """So the copy overlaps the step, where copies are asynchronous."""
+    events, put, add = [], parallel.put_batch, loop.Trainer._add_to_window
+
+    def sent(*args):
+        events.append(f"send {1 + sum('send' in event for event in events)}")
+        return put(*args)
+
+    def waited(self, step, values):
+        events.append(f"wait {step}")
+        add(self, step, values)
+
+    monkeypatch.setattr(parallel, "put_batch", sent)
+    monkeypatch.setattr(loop.Trainer, "_add_to_window", waited)
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: Scores(top1=1, top5=1, count=1))
+    off = {"logging__every": 10, "evaluation__every": 0, "checkpoint__every": 0}
+    train(valid(data__placement="host", steps=4, **off), tmp_path)
+    assert events == ["send 1", "send 2", "wait 1", "send 3", "wait 2", "send 4", "wait 3", "wait 4"]
 
 
 def test_on_cpu_one_step_at_a_time_unless_told():
