@@ -37,3 +37,9 @@ def strict_dtypes():
     """No implicit dtype promotion for one test."""
     with jax.numpy_dtype_promotion("strict"):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left alone with them at the end."""
+    long = ("test_processes", "test_resume", "test_reproduce", "test_step")
+    items.sort(key=lambda item: not item.path.stem.endswith(long))

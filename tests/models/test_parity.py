@@ -21,7 +21,7 @@ from tests.golden import inputs
 
 SLOW = [
     *("resnet34_3x3", "resnet101_1x1", "resnet101_3x3", "resnet152_1x1", "resnet152_3x3"),
-    *("plain34", "cifar_resnet110_end"),
+    *("plain34", "cifar_resnet56_end", "cifar_resnet110_end"),
 ]
 FAST = [key for key in inputs.NETWORKS if key not in SLOW]
 PUBLISHED = helpers.ROOT.parent / "shared/data/cifar_resnet_weights/resnet20-12fca82f.th"

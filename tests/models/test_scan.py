@@ -28,7 +28,7 @@ def compute(model, variables, images):
     ("name", "shortcut", "remat"),
     [
         ("cifar_resnet20", "A", ()),
-        ("cifar_resnet20", "C", (1, 3)),
+        pytest.param("cifar_resnet20", "C", (1, 3), marks=pytest.mark.slow),
         ("cifar_resnet8", "A", ()),
         ("cifar_plain14", None, (2,)),
         pytest.param("resnet50", "B", (), marks=pytest.mark.slow),

@@ -37,7 +37,6 @@ FLAGS = [
 def start(workdir: pathlib.Path) -> subprocess.Popen:
     command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}", *FLAGS]
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # every start compiles anew, as users' do
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # A process group of its own, as a shell gives it.
     return subprocess.Popen(command, cwd=helpers.ROOT, env=env, start_new_session=True, **pipes)

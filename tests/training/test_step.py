@@ -56,7 +56,7 @@ def assert_close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(other[name], value, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(("on_cpu", "devices"), [(True, 1), (False, 1), (True, 4)])
+@pytest.mark.parametrize(("on_cpu", "devices"), [(True, 1), pytest.param(False, 1, marks=pytest.mark.slow), (True, 4)])
 def test_micro_batches_give_the_gradient_of_the_batch(x64, monkeypatch, on_cpu, devices):
     monkeypatch.setattr(formulation, "on_cpu", lambda: on_cpu)
     state, metrics = one_step(make(), batch(), devices, accumulate=4)
@@ -204,7 +204,7 @@ def test_a_skipped_block_is_its_shortcut():
         np.testing.assert_allclose(got[row], apply(params, np.ones_like(scale))[row], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("change", ["devices", "scan", "accumulate"])
+@pytest.mark.parametrize("change", ["devices", pytest.param("scan", marks=pytest.mark.slow), "accumulate"])
 def test_the_same_images_skip_however_it_is_computed(x64, change):
     depth = StochasticDepth((0.2, 0.3, 0.4, 0.5, 0.6, 0.7) if change == "scan" else (0.3, 0.5, 0.7), seed=2)
     group = 4 if change == "accumulate" else None

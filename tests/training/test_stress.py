@@ -29,6 +29,7 @@ COMMAND = [
 
 def start(workdir):
     env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)  # every start compiles anew, as users' do
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": helpers.ROOT, "env": env}
     return subprocess.Popen([*COMMAND, f"--workdir={workdir}"], **pipes)
 
