@@ -22,7 +22,8 @@ def values(config: "TrainConfig") -> dict[str, tuple[float, ...]]:
     """All durations of a config, by field; a tuple has several, and of the others each is one."""
     found = {}
     for name in FIELDS:
-        if name == "schedule.boundaries" and config.schedule.name != "step":
+        needs = {"schedule.boundaries": "step", "schedule.plateau_window": "plateau"}
+        if config.schedule.name != needs.get(name, config.schedule.name):
             continue
         section, field = _place(config, name)
         value = getattr(section, field)

@@ -107,7 +107,13 @@ def config_from_workdir(argv: list[str]) -> flags.FlagHolder:
 
 
 def config_from_workdir_or_file(argv: list[str]) -> flags.FlagHolder:
-    """`--config=FILE` if given, else the config stored in `--workdir`."""
+    """`--config=FILE` if given, else the config stored in `--workdir`.
+
+    Raises:
+      UserError: both are given, or what the two raise.
+    """
+    if _value_of(argv, "config") and _value_of(argv, "workdir"):
+        raise UserError("--config=FILE and --workdir together: a run has its own config; leave one out")
     return config_from_file(argv) if _value_of(argv, "config") else config_from_workdir(argv)
 
 

@@ -51,6 +51,11 @@ def agreed(value: int) -> int:
     return value if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
+def all_of(value: bool) -> bool:
+    """Whether it is true on all processes."""
+    return value if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.int32(value)).all())
+
+
 def make_mesh(num_devices: int | None = None) -> Mesh:
     """A one-dimensional mesh over the first `num_devices` devices (None: all of them, on all hosts).
 

@@ -30,7 +30,6 @@ def test_epochs_of_imagenet():
         "steps": (450_410,),  # 90 * 1281167 / 256 = 450410.3
         "schedule.boundaries": (150_137, 300_274),  # 150136.8, 300273.5
         "schedule.warmup_steps": (2502,),
-        "schedule.plateau_window": (5005,),
         "evaluation.every": (5005,),
         "checkpoint.every": (0,),
     }

@@ -16,6 +16,7 @@ from resnet_jax.data.sources import Source
 from resnet_jax.errors import UserError
 
 Array = jax.Array
+_STREAM = 1  # of the seed's random numbers: mixing and stochastic depth have others
 
 
 def load(source: Source, size: int) -> dict[str, np.ndarray]:
@@ -88,7 +89,8 @@ class Augmenter:
         batch = {name: jnp.take(values, indices, axis=0) for name, values in store.items()}
         if self.pad is None:
             return batch
-        place, mirrored = jax.random.split(jax.random.fold_in(jax.random.key(self.seed), step))
+        key = jax.random.fold_in(jax.random.key(self.seed), _STREAM)
+        place, mirrored = jax.random.split(jax.random.fold_in(key, step))
         corner = jax.random.randint(place, (len(indices), 2), 0, 2 * self.pad + 1, dtype=jnp.int32)
         flip = jax.random.bernoulli(mirrored, 0.5 if self.flip else 0.0, (len(indices), 1))
         window = jnp.concatenate([corner, flip.astype(jnp.int32)], 1)

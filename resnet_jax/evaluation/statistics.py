@@ -94,16 +94,20 @@ def precise_statistics(
     positions = normalised_positions(run.model, run.image_shape)
     moments = {path: Moments() for path in positions}
     step_fn, on_device = compile_statistics_step(run), run.for_model(state)
+    images_each, done = config.batch_size // config.accumulate, False
     with pipeline.iterate(batches, 0, config.data, pipeline.Skipped()) as iterator:
         for batch in iterator:
-            if should_stop():
+            if done and should_stop():  # not before the first one, whose program is compiled
                 raise Stopped("stopped while batch-norm statistics were estimated")
-            batch = parallel.put_batch(batch, run.mesh, config.batch_size)
-            stats = step_fn(on_device.params, on_device.batch_stats, on_device.pixels, batch)
-            stats = traverse_util.flatten_dict(jax.device_get(run.for_checkpoint(stats)))
-            for path, moment in moments.items():
-                count = config.batch_size * positions[path]
-                moment.add(count, stats[*path, "mean"], np.float64(stats[*path, "var"]) * max(count - 1, 1))
+            for part in range(config.accumulate):  # as `training.step` deals the rows out to micro-batches
+                micro = {name: values[part :: config.accumulate] for name, values in batch.items()}
+                micro = parallel.put_batch(micro, run.mesh, images_each)
+                stats = step_fn(on_device.params, on_device.batch_stats, on_device.pixels, micro)
+                stats = traverse_util.flatten_dict(jax.device_get(run.for_checkpoint(stats)))
+                for path, moment in moments.items():
+                    count = images_each * positions[path]
+                    moment.add(count, stats[*path, "mean"], np.float64(stats[*path, "var"]) * max(count - 1, 1))
+            done = True
     merged = {}
     for path, moment in moments.items():
         merged |= {(*path, "mean"): moment.mean, (*path, "var"): moment.variance(unbiased=True)}

@@ -22,6 +22,7 @@ RESPONSES = flags.DEFINE_bool("responses", False, "Measure the layer responses t
 def main(config: TrainConfig) -> None:
     """Trains and measures."""
     from resnet_jax.reproduce import measure, runner
+    from resnet_jax.training.checkpoints import DamagedCheckpoint
     from resnet_jax.training.loop import train
 
     runner.stop_with_parent()
@@ -32,7 +33,11 @@ def main(config: TrainConfig) -> None:
         train(config, workdir)
     print("measuring: training error, precise batch norm" + (", layer responses" if RESPONSES.value else ""), flush=True)
     ended = (workdir / "checkpoints" / str(config.steps)).stat().st_mtime
-    result = measure.measure(config, workdir, PRECISE_IMAGES.value, RESPONSES.value)
+    try:
+        result = measure.measure(config, workdir, PRECISE_IMAGES.value, RESPONSES.value)
+    except DamagedCheckpoint:  # training sets it aside and makes it again
+        train(config, workdir)
+        result = measure.measure(config, workdir, PRECISE_IMAGES.value, RESPONSES.value)
     result["commit"] = measure.commit() if trained else f"measured by {measure.commit()}"
     result["date"] = datetime.date.fromtimestamp(ended).isoformat()
     temporary = workdir / f"{measure.RESULT}.tmp"

@@ -21,7 +21,7 @@ FIGURE7 = ("plain20", "plain56", "resnet20", "resnet56", "resnet110")
 TARGETS = {"table6": RESNETS, "figure6": (*PLAIN, *RESNETS), "figure7": FIGURE7, "shortcuts": SHORTCUTS}
 
 # What the command sets by itself, from its own flags and the network's name.
-OWN_FIELDS = ("steps", "seed", "data.root", "data.source", "schedule.boundaries", "model.name", "model.shortcut")
+OWN_FIELDS = ("steps", "unit", "seed", "data.root", "data.source", "schedule.boundaries", "model.name", "model.shortcut")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -144,22 +144,30 @@ class Checkpoints:
         """
         steps = self.steps()
         for step, older in zip(reversed(steps), [*reversed(steps[:-1]), None], strict=True):
+            restored, damage = None, None
             try:
-                return self.restore(step, abstract)
+                restored = self.restore(step, abstract)
             except DamagedCheckpoint as error:
-                if older is None:
-                    raise
-                say(f"warning: {error}")
-                self._set_aside(step)
+                damage = error
+            if parallel.all_of(damage is None):
+                return restored
+            damage = damage or DamagedCheckpoint(f"{self.folder}/{step}: damaged checkpoint, as another process says")
+            if older is None:
+                raise damage
+            say(f"warning: {damage}")
+            self._set_aside(step)
         raise UserError(f"{self.folder}: no checkpoint")
 
     def _set_aside(self, step: int) -> None:
         if parallel.is_main():
             place = self.folder.parent / "damaged-checkpoints" / str(step)
-            place.parent.mkdir(exist_ok=True)
             while place.exists():
                 place = place.with_name(f"{place.name}_")
-            (self.folder / str(step)).rename(place)
+            try:
+                place.parent.mkdir(exist_ok=True)
+                (self.folder / str(step)).rename(place)
+            except OSError as error:
+                raise UserError(f"{self.folder / str(step)}: cannot be moved to {place} ({error.strerror})") from error
         parallel.agreed(0)  # nobody goes on before that is done
         self._manager.reload()
 
@@ -192,6 +200,10 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:  # Orbax meets damage with whatever its layers raise
+            unreadable = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+            if unreadable or isinstance(error, (MemoryError, jax.errors.JaxRuntimeError)):
+                reason = " ".join(str(error).split())[:120]
+                raise UserError(f"{self.folder}/{step}: cannot be read now ({reason}); it is left as it is") from error
             older = [other for other in self.steps() if other < step]
             advice = f"step {older[-1]} is the one before it" if older else "there is none before it: use another --workdir"
             reason = " ".join(str(error).split())[:120]

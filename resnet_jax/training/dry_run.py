@@ -19,7 +19,7 @@ def dry_run(config: TrainConfig) -> StepCost:
     """
     train_source = experiment_lib.open_data(config, "train")
     test_source = experiment_lib.open_data(config, "val")
-    run = experiment_lib.build(config, len(train_source.classes), train_source.channels)
+    run = experiment_lib.build(config, len(train_source.classes), train_source.channels, len(train_source))
     validation.check_devices(run.config, run.mesh.size)
     print(describe(run, train_source, test_source, run.abstract_state()), flush=True)
     began = time.monotonic()

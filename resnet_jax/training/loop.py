@@ -70,11 +70,13 @@ class Trainer:
         owed = bool(parallel.agreed(start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)))
         if owed:  # stopped during an evaluation
             self._evaluate(start)
+        self._watch.rest()
         if start < config.steps:
             feed = feed_lib.open_feed(self._run, self._train_source, start, self._skipped["train"])
             with self._profile, feed as self._feed:
                 with self._stop.at_once("before the first step"):
                     self._cost = step_cost(self._run, self._feed.compile(self._state))
+                self._watch.beat(watchdog.PATIENCE)
                 self._log.say(str(self._cost))
                 self._train(start)
         self._checkpoints.wait()
@@ -114,6 +116,7 @@ class Trainer:
         parallel.one_at_a_time(self._state, self._run.mesh)
         # Fetch the metrics one dispatch late: the device is never idle, and never more than one dispatch ahead.
         self._fetch()
+        self._watch.beat(count)
         self._pending = (step, count, metrics)
         step += count
         if self._profile.after(step, self._state):
@@ -135,7 +138,6 @@ class Trainer:
             values = {name: array[k].item() for name, array in metrics.items()}
             self._add_to_window(done + k + 1, values)
             self._agreed |= bool(values.get("stop"))
-        self._watch.beat()
         self._log.step_done(done + count, values["loss"], values["correct"] / values["count"], values["learning_rate"])
         if self._window_clock[1] == 0:  # speed is counted from the end of the first dispatch, which compiles
             self._window_clock, self._feed.waited = (time.monotonic(), done + count), 0.0
@@ -250,6 +252,7 @@ class Trainer:
             stats = statistics.precise_statistics(
                 self._run, state, self._train_source, images, lambda: self._poll() and alone
             )
+            self._watch.beat(watchdog.PATIENCE)
             scores = self._score(self._run.for_model(state.replace(batch_stats=stats)))
         except Stopped:
             self._agreed = True
@@ -272,6 +275,8 @@ class Trainer:
             self._save(step, None)
         self._checkpoints.wait()
         by = self._stop.name or "a signal to another process"
+        if step == 0:
+            raise Stopped(f"stopped by {by} before the first step; run the same command again to go on")
         raise Stopped(f"stopped by {by} at step {step}, saved; run the same command again to go on")
 
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 
-from resnet_jax.errors import EXIT_STOPPED
+from resnet_jax.errors import EXIT_STOPPED, Stopped
 
 
 class StopSignal:
@@ -37,6 +37,8 @@ class StopSignal:
     @contextlib.contextmanager
     def at_once(self, when: str) -> Iterator[None]:
         """Inside, a signal ends the program at once: no handler of Python's runs while XLA compiles."""
+        if self.requested():
+            raise Stopped(f"stopped by {self.name} {when}; run the same command again to go on")
         if threading.current_thread() is not threading.main_thread():
             yield
             return

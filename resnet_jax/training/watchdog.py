@@ -37,6 +37,10 @@ class Watchdog:
         if self._timeout is not None:
             self._due = time.monotonic(), patience * self._timeout
 
+    def rest(self) -> None:
+        """Nobody watches until the next beat: what comes (compiling) may take any time."""
+        self._due = None
+
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._timeout / 4)):
             if self._due is None:

@@ -53,8 +53,9 @@ def expected(run, state, source, images):
     batches = pipeline.TrainBatches(
         source, augment.train_transform(config), config.batch_size, range(config.batch_size), config.seed, 99
     )
-    for step in range(images // config.batch_size):
-        batch = batches[step]
+    for part in range(images // config.batch_size * config.accumulate):
+        step, first = divmod(part, config.accumulate)
+        batch = {name: values[first :: config.accumulate] for name, values in batches[step].items()}
         x = np.stack([crop(i, w, config.data.pad) for i, w in zip(batch["image"], batch["window"], strict=True)]) / 90
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         _, taken = run.model.apply(
@@ -64,7 +65,7 @@ def expected(run, state, source, images):
             mutable=["intermediates", "batch_stats"],
             capture_intermediates=lambda module, _: isinstance(module, Conv),
         )
-        if step == 0:  # the first of these by hand: a 3x3 convolution, one pixel of zeros around
+        if part == 0:  # the first of these by hand: a 3x3 convolution, one pixel of zeros around
             kernel, padded = np.asarray(state.params["stem"]["conv"]["kernel"]), np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             own = sum(padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3))
             np.testing.assert_allclose(taken["intermediates"]["stem"]["conv"]["__call__"][0], own, atol=1e-12)
@@ -86,9 +87,13 @@ def crop(image, window, pad):
     return image - (inside[:, ::-1] if window[2] else inside)
 
 
-@pytest.mark.parametrize(("devices", "group", "scan"), [(1, None, False), (8, None, False), (2, 4, False), (1, None, True)])
-def test_against_numpy(x64, devices, group, scan):
-    run, state, source = prepared(devices, batch_norm__group_size=group, model__scan_blocks=scan)
+@pytest.mark.parametrize(
+    ("devices", "group", "scan", "accumulate"),
+    [(1, None, False, 1), (8, None, False, 1), (2, 4, False, 1), (1, None, True, 1), (2, None, False, 2)],
+)
+def test_against_numpy(x64, devices, group, scan, accumulate):
+    fields = {"batch_norm__group_size": group, "model__scan_blocks": scan, "accumulate": accumulate}
+    run, state, source = prepared(devices, **fields)
     # 59 images: three batches of 16, and 11 left out.
     got = statistics.precise_statistics(run, state, source, 59)
     want = expected(dataclasses.replace(run, model=run.model.clone(scan_blocks=False)), state, source, 48)
@@ -105,7 +110,7 @@ def test_what_cannot_be_estimated(x64):
     with pytest.raises(UserError, match="15 images do not fill one training batch of 16"):
         statistics.precise_statistics(run, state, source, 15)
     with pytest.raises(Stopped):
-        statistics.precise_statistics(run, state, source, 16, should_stop=lambda: True)
+        statistics.precise_statistics(run, state, source, 32, should_stop=lambda: True)
     with pytest.raises(UserError, match=r"batch_norm\.frozen=True: the statistics are constants"):
         helpers.validated(helpers.digits_config(batch_norm__frozen=True, evaluation__precise_images=64))
 

@@ -10,6 +10,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -246,6 +247,21 @@ def test_the_only_checkpoint_is_not_replaced_by_a_fresh_start(tmp_path):
     ):
         train(valid(steps=2), tmp_path)
     assert kept(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), MemoryError("out of memory")])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error):
+    train(valid(steps=2), tmp_path)
+
+    def fail(self, step, **_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "restore", fail)
+        with pytest.raises(UserError, match=r"checkpoints/2: cannot be read now \(.*\); it is left as it is"):
+            train(valid(steps=3), tmp_path)
+    assert kept(tmp_path) == [1, 2]
+    assert not (tmp_path / "damaged-checkpoints").exists()
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path):
