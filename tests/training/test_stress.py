@@ -18,11 +18,11 @@ from tests import helpers
 from tests.training.test_resume import end_state, rows
 
 KILLS = {"save": 6, "evaluation": 5, "random": 9}
-EVERY = {"checkpoint": 10, "evaluation": 40}
+EVERY = {"checkpoint": 20, "evaluation": 60}
 COMMAND = [
     sys.executable, "train.py", "--config=configs/digits.py", "--config.model.name=cifar_resnet8", "--config.batch_size=16",
-    "--config.steps=8000", "--config.schedule.boundaries=(3000,6000)", f"--config.evaluation.every={EVERY['evaluation']}",
-    "--config.evaluation.batch_size=4", f"--config.checkpoint.every={EVERY['checkpoint']}", "--config.logging.every=20",
+    "--config.steps=1500", "--config.schedule.boundaries=(700,1100)", f"--config.evaluation.every={EVERY['evaluation']}",
+    "--config.evaluation.batch_size=8", f"--config.checkpoint.every={EVERY['checkpoint']}", "--config.logging.every=20",
     "--config.logging.tensorboard=False", "--config.logging.curves=False", "--config.data.workers=2",
 ]  # fmt: skip
 
@@ -105,5 +105,5 @@ def test_killed_twenty_times(tmp_path):
     print("\n".join(log))
     assert inside["save"] >= 3
     assert inside["evaluation"] >= 2
-    helpers.assert_same_bits(end_state(killed, 8000), end_state(whole, 8000))
+    helpers.assert_same_bits(end_state(killed, 1500), end_state(whole, 1500))
     assert rows(killed) == rows(whole)
