@@ -13,6 +13,7 @@ that of the position), and left out in testing. Either way it is a function of (
 
 import contextlib
 import math
+import multiprocessing
 import os
 import signal
 import threading
@@ -188,7 +189,7 @@ def _worker_init(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = multiprocessing.parent_process().pid  # and not os.getppid(): it may have been killed while this one started
 
     def watch() -> None:
         pause = threading.Event()

@@ -2,6 +2,10 @@
 
 import hashlib
 import itertools
+import multiprocessing
+import os
+import signal
+import threading
 import time
 
 import numpy as np
@@ -130,6 +134,21 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
         with pytest.raises(UserError, match="a data worker was killed"):
             list(itertools.islice(stream, 100))  # what is loaded already still comes
         assert time.monotonic() - began < 30
+
+
+def test_a_worker_whose_parent_was_killed_while_it_started_ends(monkeypatch):
+    class Gone:
+        pid = 2**22 + 1  # nobody's number
+
+    ended = threading.Event()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: Gone)
+    monkeypatch.setattr(os, "_exit", lambda code: ended.set())
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        pipeline._worker_init(0, 1)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert ended.wait(5)
 
 
 def test_evaluation_has_every_image_once_and_masks_the_rest():
