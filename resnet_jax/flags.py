@@ -188,6 +188,8 @@ def _set_backend(config: TrainConfig) -> None:
     several = DISTRIBUTED.value or COORDINATOR.value is not None
     if (COORDINATOR.value is None, NUM_PROCESSES.value is None, PROCESS_ID.value is None) not in ((True,) * 3, (False,) * 3):
         raise UserError("--coordinator, --num_processes and --process_id go together")
+    if COORDINATOR.value is not None and not re.fullmatch(r".+:\d+", COORDINATOR.value):
+        raise UserError(f"--coordinator={COORDINATOR.value}: must be HOST:PORT, such as 10.0.0.2:8476")
     if several and NUM_PROCESSES.value is not None and PROCESS_ID.value >= NUM_PROCESSES.value:
         raise UserError(
             f"--process_id={PROCESS_ID.value}: with --num_processes={NUM_PROCESSES.value} the last one is "

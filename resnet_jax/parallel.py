@@ -1,5 +1,8 @@
 """Devices: one named mesh, the batch split over it, everything else replicated. The same code for 1 device and many."""
 
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 
 import jax
@@ -8,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import EXIT_PEER_LOST, UserError
 
 AXIS = "data"
 
@@ -23,22 +26,31 @@ def start_distributed(coordinator: str | None, num_processes: int | None, proces
         (`training.watchdog`; JAX's own watch takes six times as long).
 
     Raises:
-      UserError: no cluster was found, or not everybody came.
+      UserError: no cluster was found. (Where not everybody comes, the program ends with one line: JAX would abort.)
     """
-    try:
-        jax.distributed.initialize(
-            coordinator, num_processes, process_id, initialization_timeout=timeout, heartbeat_timeout_seconds=6 * timeout
+
+    def give_up() -> None:
+        print(
+            f"error: the processes did not meet within {timeout} s{f' at {coordinator}' if coordinator else ''}; check that "
+            "all were started, and that each can reach that address",
+            file=sys.stderr,
+            flush=True,
         )
+        os._exit(EXIT_PEER_LOST)
+
+    timer = threading.Timer(timeout, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        limits = {"initialization_timeout": 6 * timeout, "heartbeat_timeout_seconds": 6 * timeout}
+        jax.distributed.initialize(coordinator, num_processes, process_id, **limits)
     except ValueError as error:
         raise UserError(
             f"--distributed: {error} Found neither a Cloud TPU slice, GKE nor Slurm; start one process on each machine with "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
-    except RuntimeError as error:
-        raise UserError(
-            f"--coordinator={coordinator}: the {num_processes} processes did not meet within {timeout} s "
-            f"({' '.join(str(error).split())[:100]}); check the address and that all were started"
-        ) from error
+    finally:
+        timer.cancel()
 
 
 def is_main() -> bool:

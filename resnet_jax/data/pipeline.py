@@ -23,8 +23,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from resnet_jax.config import DataConfig
-from resnet_jax.data.augment import Example, Transform
+from resnet_jax.config import DataConfig, TrainConfig
+from resnet_jax.data.augment import Example, Transform, train_transform
 from resnet_jax.data.decode import decode
 from resnet_jax.data.sources import Record, Source
 from resnet_jax.errors import UserError
@@ -110,6 +110,20 @@ class TrainBatches:
                 broken.append(index)
                 last = error
         raise UserError(f"{ATTEMPTS} images in a row cannot be read; the last one: {last}") from last
+
+
+def train_batches(config: TrainConfig, source: Source, rows: Sequence[int], steps: int) -> TrainBatches:
+    """The training stream of a config: its augmentation, order and treatment of broken images; this process's rows of it."""
+    return TrainBatches(
+        source,
+        train_transform(config),
+        config.batch_size,
+        rows,
+        config.seed,
+        steps,
+        repeats=config.data.repeats,
+        skip=config.data.on_error == "skip",
+    )
 
 
 class EvalBatches:

@@ -18,7 +18,6 @@ image's centre square after its shorter side is resized to --mean-size.
 import argparse
 import concurrent.futures
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -35,6 +34,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from resnet_jax import lock
 from resnet_jax.config import DataConfig
 from resnet_jax.data import packing, sources
 from resnet_jax.data.decode import decode
@@ -175,16 +175,10 @@ def _own(dest: pathlib.Path, notes: pathlib.Path) -> Iterator[None]:
         if dest.is_dir() and not notes.is_dir() and any(dest.iterdir()):
             raise UserError(f"{dest}: holds other files; give a new or an empty folder")
         notes.mkdir(parents=True, exist_ok=True)
-        lock = (notes / "lock").open("w")
+        (notes / "lock").touch()
     except OSError as error:
         raise UserError(f"{dest}: cannot write there ({error.strerror}); choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{dest}: another process is packing there; wait for its end") from error
-        except OSError:
-            pass  # a file system without locks
+    with lock.held(notes / "lock", f"{dest}: another process is packing there; wait for its end"):
         yield
 
 

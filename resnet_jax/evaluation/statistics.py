@@ -15,7 +15,7 @@ from flax import traverse_util
 
 from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
-from resnet_jax.data import augment, pipeline
+from resnet_jax.data import pipeline
 from resnet_jax.data.normalize import normalize
 from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped
@@ -87,10 +87,7 @@ def precise_statistics(
     validation.check_devices(config, run.mesh.size)
     steps = whole_batches(config, images) // config.batch_size
     rows = parallel.local_rows(run.mesh, config.batch_size)
-    options = {"repeats": config.data.repeats, "skip": config.data.on_error == "skip"}
-    batches = pipeline.TrainBatches(
-        source, augment.train_transform(config), config.batch_size, rows, config.seed, steps, **options
-    )
+    batches = pipeline.train_batches(config, source, rows, steps)
     positions = normalised_positions(run.model, run.image_shape)
     moments = {path: Moments() for path in positions}
     step_fn, on_device = compile_statistics_step(run), run.for_model(state)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import dataclasses
-import fcntl
 import pathlib
 from collections.abc import Iterator
 
@@ -12,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from resnet_jax import config as config_lib
-from resnet_jax import parallel
+from resnet_jax import lock, parallel
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import normalize, sources
 from resnet_jax.data.sources import Source
@@ -128,14 +127,8 @@ def own_workdir(workdir: pathlib.Path) -> Iterator[None]:
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        (workdir / ".lock").touch()
     except OSError as error:
         raise UserError(f"--workdir={workdir}: cannot write there ({error.strerror}); choose another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
-        except BlockingIOError as error:
-            raise UserError(f"--workdir={workdir}: another run is using it; wait for its end or choose another") from error
-        except OSError:
-            pass  # a file system without locks
+    with lock.held(workdir / ".lock", f"--workdir={workdir}: another run is using it; wait for its end or choose another"):
         yield

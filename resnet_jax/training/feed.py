@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from resnet_jax import parallel
-from resnet_jax.data import augment, pipeline, resident
+from resnet_jax.data import pipeline, resident
 from resnet_jax.data.sources import Source
 from resnet_jax.training import step as step_lib
 from resnet_jax.training.compiled import abstract_batch, train_step
@@ -36,16 +36,8 @@ class Streamed(contextlib.ExitStack):
         config = run.config
         self._run, self.waited = run, 0.0
         self._step = step_lib.compile_train_step(train_step(run), run.mesh)
-        batches = pipeline.TrainBatches(
-            source,
-            augment.train_transform(config),
-            config.batch_size,
-            parallel.local_rows(run.mesh, config.batch_size),
-            config.seed,
-            max(config.steps, start),
-            repeats=config.data.repeats,
-            skip=config.data.on_error == "skip",
-        )
+        rows = parallel.local_rows(run.mesh, config.batch_size)
+        batches = pipeline.train_batches(config, source, rows, max(config.steps, start))
         self._iterator = self.enter_context(pipeline.iterate(batches, start, config.data, skipped))
 
     def compile(self, state: TrainState) -> jax.stages.Compiled:

@@ -1,7 +1,6 @@
 """Parquet files as on the Hugging Face hub."""
 
 import pickle
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,21 +30,7 @@ def test_few_row_groups_are_held_and_threads_agree(root, monkeypatch):
     monkeypatch.setattr(parquet, "CACHED_GROUPS", 2)
     source = ParquetSource(str(root), "train")
     want = toys.contents(source)
-    wrong = []
-
-    def read(start):
-        for i in range(60):
-            index = (start + 5 * i) % 12
-            record = source[index]
-            if (record.label, record.image) != want[index]:
-                wrong.append(index)
-
-    threads = [threading.Thread(target=read, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    assert not toys.wrong_in_threads(source, want, 60)
     assert len(source._cache) == 2
 
 

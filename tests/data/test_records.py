@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import threading
 
 import numpy as np
 import pytest
@@ -63,20 +62,8 @@ def test_equals_the_folder(packed, tmp_path):
 
 def test_threads_agree(packed):
     source = RecordsSource(str(packed), "train")
-    want, wrong = toys.contents(source), []
-
-    def read(start):
-        for i in range(200):
-            record = source[(start + 5 * i) % 12]
-            if (record.label, record.image) != want[(start + 5 * i) % 12]:
-                wrong.append(i)
-
-    threads = [threading.Thread(target=read, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    want = toys.contents(source)
+    assert not toys.wrong_in_threads(source, want, 200)
 
 
 def test_a_flipped_byte_is_noticed_when_read_and_when_verified(packed):

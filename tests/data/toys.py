@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import threading
 
 import numpy as np
 from PIL import Image
@@ -117,6 +118,25 @@ def write_parquet(root, row_group_size=3):
         table = pa.Table.from_pylist(rows, schema=schema)
         pq.write_table(table, root / "data" / f"{name}.parquet", row_group_size=row_group_size)
     return root
+
+
+def wrong_in_threads(source, want, reads):
+    """The indices that four threads, reading all over the source at once, did not find as in `want`."""
+    wrong = []
+
+    def read(start):
+        for i in range(reads):
+            index = (start + 5 * i) % len(want)
+            record = source[index]
+            if (record.label, record.image) != want[index]:
+                wrong.append(index)
+
+    threads = [threading.Thread(target=read, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return wrong
 
 
 def contents(source):

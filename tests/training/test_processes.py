@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.errors import EXIT_PEER_LOST, EXIT_STOPPED
+from resnet_jax.errors import EXIT_PEER_LOST, EXIT_STOPPED, EXIT_USER_ERROR
 from resnet_jax.training.checkpoints import Checkpoints
 from tests import helpers
 from tests.training import process
@@ -88,6 +88,36 @@ def wait_for_step(workdir, step, processes):
         assert all(process.poll() is None for process in processes), outputs(processes)
         time.sleep(0.2)
     raise AssertionError(outputs(processes))
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_one_that_is_left_alone_says_so(tmp_path, number):
+    arguments = [a.format(port=helpers.free_port(), id=number) for a in FLAGS]
+    command = [sys.executable, *arguments, f"--workdir={tmp_path}", "--peer_timeout=10"]
+    done = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == EXIT_PEER_LOST
+    assert done.stderr.startswith("error: the processes did not meet within 10 s at localhost:")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--coordinator=nonsense", "--num_processes=2", "--process_id=1"], "--coordinator=nonsense: must be HOST:PORT"),
+        (["--coordinator=localhost:1"], "--coordinator, --num_processes and --process_id go together"),
+        (
+            ["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"],
+            "--process_id=2: with --num_processes=2 the last",
+        ),
+        (["--distributed"], "--distributed: coordinator_address should be defined. Found neither"),
+    ],
+)
+def test_flags_that_make_no_sense(tmp_path, flags, message):
+    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={tmp_path}", *flags]
+    done = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == EXIT_USER_ERROR
+    assert done.stderr.startswith(f"error: {message}")
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
