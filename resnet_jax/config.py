@@ -16,6 +16,8 @@ import pathlib
 import typing
 from typing import Any
 
+from etils import epath
+
 from resnet_jax import durations
 from resnet_jax.errors import UserError
 
@@ -412,7 +414,7 @@ def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
     return section
 
 
-def load(path: pathlib.Path) -> TrainConfig:
+def load(path: pathlib.Path | epath.Path) -> TrainConfig:
     """Reads a config that `to_json` wrote; mutable, not yet validated."""
     try:
         values = json.loads(path.read_text())

@@ -16,6 +16,7 @@ from resnet_jax import config as config_lib
 from resnet_jax import host, validation
 from resnet_jax.config import Section, TrainConfig, unknown_field
 from resnet_jax.errors import UserError, one_line_errors
+from resnet_jax.training import workdir as workdirs
 
 Define = Callable[[list[str]], flags.FlagHolder]
 
@@ -98,10 +99,11 @@ def config_from_workdir(argv: list[str]) -> flags.FlagHolder:
     workdir = _value_of(argv, "workdir")
     if not workdir:
         raise UserError("--workdir=FOLDER of a run is missing")
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise UserError(f"--workdir={workdir}: no config.json in it; give the workdir of a run")
-    config = config_lib.load(path)
+    folder = workdirs.as_path(workdir)
+    with workdirs.reached(folder):
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--workdir={workdir}: no config.json in it; give the workdir of a run")
+        config = config_lib.load(folder / "config.json")
     _check_overrides(argv, config)
     return config_flags.DEFINE_config_dataclass("config", config)
 

@@ -23,8 +23,8 @@ from resnet_jax.reproduce import __main__ as command
 from resnet_jax.reproduce import experiments, measure, report, runner
 from resnet_jax.reproduce.experiments import Network, Recipe
 from resnet_jax.reproduce.results import COLUMNS, Results
-from resnet_jax.training.experiment import own_workdir
 from resnet_jax.training.loop import train
+from resnet_jax.training.workdir import own
 from tests import helpers
 
 
@@ -154,7 +154,7 @@ def test_a_run_waits_for_the_end_of_the_one_before(tmp_path):
     began, held = time.monotonic(), threading.Event()
 
     def hold():
-        with own_workdir(tmp_path):
+        with own(tmp_path):
             held.set()
             time.sleep(0.5)
 
@@ -166,7 +166,7 @@ def test_a_run_waits_for_the_end_of_the_one_before(tmp_path):
     runner.wait_for_workdir(tmp_path)
     assert time.monotonic() - began >= 0.5
     thread.join()
-    with own_workdir(tmp_path):
+    with own(tmp_path):
         pass
 
 

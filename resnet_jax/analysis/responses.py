@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 from matplotlib.figure import Figure
 
@@ -30,6 +31,7 @@ from resnet_jax.evaluation.moments import Moments
 from resnet_jax.evaluation.statistics import normalised_positions
 from resnet_jax.models.layers import BatchNorm, at_least_float32
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.training import workdir as workdirs
 from resnet_jax.training.experiment import Experiment, open_data
 from resnet_jax.training.state import TrainState
 
@@ -152,7 +154,7 @@ def draw_responses(found: dict[str, list[float]], path: pathlib.Path) -> None:
     temporary.replace(path)
 
 
-def _label(workdir: pathlib.Path, config: config_lib.TrainConfig, taken: dict[str, Any]) -> str:
+def _label(workdir: epath.Path, config: config_lib.TrainConfig, taken: dict[str, Any]) -> str:
     name = config.model.name
     return name if name not in taken else f"{name} ({workdir})"
 
@@ -160,8 +162,8 @@ def _label(workdir: pathlib.Path, config: config_lib.TrainConfig, taken: dict[st
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser("python -m resnet_jax.analysis.responses", description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", type=pathlib.Path, required=True, help="of a run")
-    parser.add_argument("more", type=pathlib.Path, nargs="*", help="workdirs of more runs")
+    parser.add_argument("--workdir", type=epath.Path, required=True, help="of a run")
+    parser.add_argument("more", type=epath.Path, nargs="*", help="workdirs of more runs")
     parser.add_argument("--data", help="where the data is, if it has moved since")
     parser.add_argument("--images", type=int, help="so many of the test images, spread evenly (all)")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("responses"), help="name of .csv and .png")
@@ -171,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"--images={args.images}: must be at least 1")
         found = {}
         for workdir in [args.workdir, *args.more]:
-            config = config_lib.load(workdir / "config.json")
+            with workdirs.reached(workdir):
+                config = config_lib.load(workdir / "config.json")
             config.data.root = args.data or config.data.root
             validation.validate(config)
             if not found:
@@ -187,7 +190,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{args.output.with_suffix('.csv')}, {args.output.with_suffix('.png')}")
 
 
-def of_run(config: config_lib.TrainConfig, workdir: pathlib.Path, images: int | None = None) -> dict[str, float]:
+def of_run(
+    config: config_lib.TrainConfig, workdir: pathlib.Path | epath.Path, images: int | None = None
+) -> dict[str, float]:
     """`responses` of the last checkpoint of a run, on its test images or so many of them."""
     from resnet_jax.evaluation.run import restore_checkpoint
 

@@ -15,6 +15,7 @@ from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.start import first_state
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.workdir import as_path
 
 
 def restore_checkpoint(
@@ -36,7 +37,7 @@ def restore_checkpoint(
     """
     if average and not config.average.decay:
         raise UserError(f"{workdir}: this run kept no moving average (average.decay=0)")
-    with Checkpoints(pathlib.Path(workdir), config.checkpoint, read_only=True) as checkpoints:
+    with Checkpoints(as_path(workdir), config.checkpoint, read_only=True) as checkpoints:
         steps = checkpoints.steps()
         if not steps:
             raise UserError(f"{checkpoints.folder}: no checkpoint in it; train first")

@@ -15,9 +15,9 @@ from typing import Any, TextIO
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.reproduce.experiments import FIGURE7, Network, Recipe
 from resnet_jax.reproduce.measure import RESULT
-from resnet_jax.training.experiment import own_workdir
 from resnet_jax.training.logging import read_rows
 from resnet_jax.training.signals import StopSignal
+from resnet_jax.training.workdir import own
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PATIENCE = 120  # seconds: a run whose starter was killed saves before it ends
@@ -166,7 +166,7 @@ def wait_for_workdir(workdir: pathlib.Path, patience: int = PATIENCE) -> None:
     """
     for left in range(patience, -1, -1):
         try:
-            with own_workdir(workdir):
+            with own(workdir):
                 return
         except UserError as error:
             if not left or "another run" not in str(error):

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from resnet_jax import parallel
 from resnet_jax.config import CheckpointConfig
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.workdir import as_path, is_bucket, reached
 
 
 class DamagedCheckpoint(UserError):
@@ -47,7 +49,7 @@ def _top1(metrics: dict[str, float]) -> float:
 class Checkpoints:
     """The checkpoints in `workdir/checkpoints`, one folder per step; a context manager, which waits for the last one."""
 
-    def __init__(self, workdir: pathlib.Path, config: CheckpointConfig, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path | epath.Path, config: CheckpointConfig, read_only: bool = False):
         """Opens the folder, and makes it unless `read_only`.
 
         Args:
@@ -73,16 +75,15 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        self.folder = workdir.resolve() / "checkpoints"
+        path = as_path(workdir)
+        self.folder = (path if is_bucket(path) else path.resolve()) / "checkpoints"
         handlers = {"state": ocp.StandardCheckpointHandler(), "progress": ocp.JsonCheckpointHandler()}
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder}: is a file; checkpoints need a folder there")
-        if read_only and not self.folder.is_dir():
-            raise UserError(f"{self.folder}: no checkpoints; train first")
-        try:
+        with reached(path):
+            if self.folder.exists() and not self.folder.is_dir():
+                raise UserError(f"{self.folder}: is a file; checkpoints need a folder there")
+            if read_only and not self.folder.is_dir():
+                raise UserError(f"{self.folder}: no checkpoints; train first")
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); choose another --workdir") from error
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -133,7 +134,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore_last(self, abstract: TrainState, say: Callable[[str], None]) -> tuple[TrainState, Progress]:
-        """Reads the newest checkpoint that is not damaged; damaged ones are moved to `damaged-checkpoints`, beside.
+        """Reads the newest checkpoint that is not damaged; damaged ones become `damaged-checkpoint-STEP` in the workdir.
 
         Args:
           abstract: as for `restore`.
@@ -160,14 +161,14 @@ class Checkpoints:
 
     def _set_aside(self, step: int) -> None:
         if parallel.is_main():
-            place = self.folder.parent / "damaged-checkpoints" / str(step)
+            place = self.folder.parent / f"damaged-checkpoint-{step}"
             while place.exists():
                 place = place.with_name(f"{place.name}_")
             try:
-                place.parent.mkdir(exist_ok=True)
                 (self.folder / str(step)).rename(place)
             except OSError as error:
-                raise UserError(f"{self.folder / str(step)}: cannot be moved to {place} ({error.strerror})") from error
+                reason = error.strerror or error
+                raise UserError(f"{self.folder / str(step)}: cannot be moved to {place} ({reason})") from error
         parallel.agreed(0)  # nobody goes on before that is done
         self._manager.reload()
 

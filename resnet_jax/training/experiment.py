@@ -1,17 +1,14 @@
 """What a config builds: data, network, optimizer, on a mesh. Training and evaluation start from the same."""
 
-import contextlib
 import copy
 import dataclasses
-import pathlib
-from collections.abc import Iterator
 
 import jax
 import optax
 from jax.sharding import Mesh
 
 from resnet_jax import config as config_lib
-from resnet_jax import lock, parallel
+from resnet_jax import parallel
 from resnet_jax.config import TrainConfig
 from resnet_jax.data import normalize, sources
 from resnet_jax.data.sources import Source
@@ -112,23 +109,3 @@ def build(config: TrainConfig, num_classes: int, channels: int, images: int | No
         schedule=schedule,
         channels=channels,
     )
-
-
-@contextlib.contextmanager
-def own_workdir(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder of a run and holds it: two runs in one folder would ruin each other's files.
-
-    Raises:
-      UserError: it cannot be written, or another run holds it.
-    """
-    if ":" in workdir.parts[0]:
-        raise UserError(
-            f"--workdir={workdir}: buckets cannot hold a run yet; give a folder, such as one where a bucket is mounted"
-        )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / ".lock").touch()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: cannot write there ({error.strerror}); choose another folder") from error
-    with lock.held(workdir / ".lock", f"--workdir={workdir}: another run is using it; wait for its end or choose another"):
-        yield

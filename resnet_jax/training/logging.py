@@ -13,6 +13,7 @@ from resnet_jax.analysis.curves import draw_curves
 from resnet_jax.config import TrainConfig, flatten
 from resnet_jax.errors import UserError
 from resnet_jax.training.boards import open_boards
+from resnet_jax.training.workdir import Workdir
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -43,11 +44,11 @@ class Logger:
     so far, all parts of the run together.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: TrainConfig, start: int, silent: bool = False):
+    def __init__(self, workdir: Workdir, config: TrainConfig, start: int, silent: bool = False):
         """Args: where; the config; steps made before; silent: write and say nothing (all processes but the first)."""
         self._config, self._steps, self._batch_size, self._silent = config.logging, config.steps, config.batch_size, silent
         self.workdir = workdir
-        self._rows_path, self._curves_path = workdir / "metrics.jsonl", workdir / "curves.png"
+        self._rows_path, self._curves_path = workdir.local / "metrics.jsonl", workdir.local / "curves.png"
         self._start, self._clock_start, self._wait = start, None, ""
         # A killed run may have logged more than its last checkpoint knows; those steps are now made again.
         rows = [row for row in read_rows(self._rows_path) if row["step"] <= start]
@@ -58,7 +59,7 @@ class Logger:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
             temporary.replace(self._rows_path)
             self._file = self._rows_path.open("a", buffering=1)
-            self._boards = open_boards(config.logging, workdir, start, flatten(config))
+            self._boards = open_boards(config.logging, workdir.local, start, flatten(config))
         self.interactive = sys.stderr.isatty() and not silent
         self._bar = tqdm(
             total=self._steps, initial=start, unit="step", disable=not self.interactive, dynamic_ncols=True, smoothing=0.1

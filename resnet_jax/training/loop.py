@@ -3,7 +3,6 @@
 Stopped anywhere, it goes on there.
 """
 
-import contextlib
 import math
 import pathlib
 import time
@@ -22,6 +21,7 @@ from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
 from resnet_jax.training import averages, loss_scale, watchdog
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training import feed as feed_lib
+from resnet_jax.training import workdir as workdirs
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
@@ -59,7 +59,7 @@ class Trainer:
         self._pending: tuple[int, int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
-        self._profile = ProfileWindow(self._config.logging.profile_steps, log.workdir / "profile")
+        self._profile = ProfileWindow(self._config.logging.profile_steps, log.workdir.local / "profile")
         self._warned = False  # that the run waits for data
         self._agreed = False  # among several processes, to stop
         self._clock = time.monotonic()
@@ -120,7 +120,9 @@ class Trainer:
         self._pending = (step, count, metrics)
         step += count
         if self._profile.after(step, self._state):
-            self._log.say(f"profile of the steps to {step} written; to look at it: tensorboard --logdir={self._log.workdir}")
+            self._log.say(
+                f"profile of the steps to {step} written; to look at it: tensorboard --logdir={self._log.workdir.path}"
+            )
         if step % self._config.logging.every == 0 or step == self._config.steps:
             self._write_row(step)
         return step
@@ -266,6 +268,7 @@ class Trainer:
         self._count_time()
         state = self._run.for_checkpoint(self._state)
         self._watch.beat(watchdog.PATIENCE)
+        self._log.workdir.send()  # before the checkpoint is there: then the log knows all of its steps
         self._checkpoints.save(step, state, self._progress, scores.as_metrics() if scores else None)
 
     def _check_stop(self, step: int) -> None:
@@ -291,7 +294,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
 
     Args:
       config: validated (`validation.validate`).
-      workdir: the folder of this run; of several processes, one that all of them see.
+      workdir: the folder of this run, or `gs://BUCKET/PATH`; of several processes, one that all of them see.
       peer_timeout: seconds without progress after which one of several processes ends (`watchdog`).
 
     Returns:
@@ -301,18 +304,17 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
       UserError: bad data, config or workdir, or a loss that is not finite.
       Stopped: SIGTERM or Ctrl-C; the state is saved.
     """
-    workdir = pathlib.Path(workdir)
-    with experiment_lib.own_workdir(workdir) if parallel.is_main() else contextlib.nullcontext():
+    with workdirs.own(workdir, writes=parallel.is_main()) as place:
         train_source = experiment_lib.open_data(config, "train")
         test_source = experiment_lib.open_data(config, "val")
         run = experiment_lib.build(config, len(train_source.classes), train_source.channels, len(train_source))
         config = run.config
         validation.check_devices(config, run.mesh.size)
         watch = watchdog.Watchdog(peer_timeout if jax.process_count() > 1 else None)
-        with StopSignal() as stop, Checkpoints(workdir, config.checkpoint) as checkpoints, watch:
-            state, progress = start_state(run, train_source, checkpoints, workdir)
+        with StopSignal() as stop, Checkpoints(place.path, config.checkpoint) as checkpoints, watch:
+            state, progress = start_state(run, train_source, checkpoints, place.path)
             start = int(state.step)
-            with Logger(workdir, config, start, silent=not parallel.is_main()) as log:
+            with Logger(place, config, start, silent=not parallel.is_main()) as log:
                 log.say(describe(run, train_source, test_source, state))
                 log.say(f"resumed from step {start} of {config.steps}" if start else f"training {config.steps} steps")
                 trainer = Trainer(run, train_source, test_source, checkpoints, log, stop, watch, state, progress)
@@ -326,7 +328,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path, peer_timeout: float 
                 right = round(final["top1"] * final["images"])
                 log.say(
                     f"{'finished' if trained else 'was already finished'} after {progress.seconds:.0f} s of training, "
-                    f"{progress.device_seconds / 3600:.3g} device-hours; results in {workdir}\n"
+                    f"{progress.device_seconds / 3600:.3g} device-hours; results in {place.path}\n"
                     f"test top-1 {100 * final['top1']:.2f} % ({right}/{final['images']})"
                     + (f"; NOT SCORED: {final['skipped']} broken images" if "skipped" in final else "")
                 )

@@ -1,8 +1,7 @@
 """How a run starts: from the last checkpoint in its workdir, else from `init`, else fresh; and what it says of itself."""
 
-import pathlib
-
 import jax
+from etils import epath
 
 from resnet_jax import config as config_lib
 from resnet_jax import parallel, validation
@@ -15,6 +14,7 @@ from resnet_jax.models.resnet import count_parameters, variable_shapes
 from resnet_jax.training.checkpoints import Checkpoints, Progress
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.state import TrainState, fresh_state
+from resnet_jax.training.workdir import write_whole
 from resnet_jax.weights import formats
 
 
@@ -29,7 +29,7 @@ def first_state(run: Experiment, source: Source) -> TrainState:
     return run.complete(state.replace(params=state.params | loaded["params"], batch_stats=loaded["batch_stats"]))
 
 
-def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: pathlib.Path) -> tuple:
+def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workdir: epath.Path) -> tuple:
     """The state to start from, and the progress: the last checkpoint in the workdir, else `first_state`.
 
     Raises:
@@ -51,9 +51,7 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
     else:
         state, progress = parallel.put_replicated(first_state(run, source), run.mesh), Progress()
     if parallel.is_main():
-        temporary = stored.with_suffix(".tmp")
-        temporary.write_text(config_lib.to_json(run.config))
-        temporary.replace(stored)
+        write_whole(stored, config_lib.to_json(run.config))
     return state, progress
 
 
