@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sets up this machine and trains on all its accelerators. The same command again goes on where it was stopped.
 #   launch/machine.sh cuda --config=configs/resnet50.py --workdir=runs/resnet50 --config.data.root=PATH
-#   launch/machine.sh tpu --config=configs/resnet50.py --workdir=/shared/resnet50 --config.data.root=gs://BUCKET/imagenet
+#   launch/machine.sh tpu --config=configs/resnet50.py --workdir=gs://BUCKET/resnet50 --config.data.root=gs://BUCKET/imagenet
 set -euo pipefail
 
 kind=${1:-}

@@ -2,9 +2,9 @@
 # Trains on a Cloud TPU pod slice, started from your own machine: asks for the slice (spot), sets up all of its VMs, starts
 # train.py on all of them, and all that again after a preemption, until the training ends. What is committed is what runs.
 #   TPU=resnet ZONE=us-west4-a TYPE=v5litepod-64 VERSION=v2-alpha-tpuv5-lite \
-#     launch/tpu_pod.sh --config=configs/resnet50.py --workdir=/shared/resnet50 --config.data.root=gs://BUCKET/imagenet
+#     launch/tpu_pod.sh --config=configs/resnet50.py --workdir=gs://BUCKET/resnet50 --config.data.root=gs://BUCKET/imagenet
 set -euo pipefail
-: "${TPU:?a name for the slice}" "${ZONE:?}" "${TYPE:?accelerator type}" "${VERSION:?of the VM image}" "${POLL:=60}" "${MOUNT:=true}" # MOUNT: what mounts /shared on a VM
+: "${TPU:?a name for the slice}" "${ZONE:?}" "${TYPE:?accelerator type}" "${VERSION:?of the VM image}" "${POLL:=60}"
 
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
@@ -18,7 +18,7 @@ slice() { tpus tpu-vm describe "$TPU" --format='value(state)' 2>/dev/null || ech
 
 train() {
   tpus tpu-vm scp "$folder/resnet_jax.tar.gz" "$TPU:" --worker=all &&
-    tpus tpu-vm ssh "$TPU" --worker=all --command="$MOUNT && mkdir -p resnet_jax && tar -xzf resnet_jax.tar.gz -C resnet_jax &&
+    tpus tpu-vm ssh "$TPU" --worker=all --command="mkdir -p resnet_jax && tar -xzf resnet_jax.tar.gz -C resnet_jax &&
       bash resnet_jax/launch/machine.sh tpu --distributed$flags"
 }
 

@@ -1,4 +1,4 @@
-"""Sources behind a URL, with fsspec's memory:// in the place of gs://: the same code but for the library behind it."""
+"""Sources behind a URL: fsspec's memory://, and gs:// in an emulator."""
 
 import fsspec
 import pytest
@@ -9,17 +9,17 @@ from tests.data import toys
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
+def memory(tmp_path, monkeypatch):
     """memory://bucket with what is in tmp_path."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    memory = fsspec.filesystem("memory")
+    files = fsspec.filesystem("memory")
 
     def upload(local):
-        memory.put(str(local), "/bucket/data", recursive=True)
+        files.put(str(local), "/bucket/data", recursive=True)
         return "memory://bucket/data"
 
     yield upload
-    memory.rm("/bucket", recursive=True)
+    files.rm("/bucket", recursive=True)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -27,23 +27,36 @@ def bucket(tmp_path, monkeypatch):
     ("write", "kind"),
     [(toys.write_folder, FolderSource), (toys.write_tars, TarSource), (toys.write_parquet, ParquetSource)],
 )
-def test_equals_the_local_source(tmp_path, bucket, write, kind, split):
+def test_equals_the_local_source(tmp_path, memory, write, kind, split):
     local = write(tmp_path / "local")
-    here, there = kind(str(local), split), kind(bucket(local), split)
+    here, there = kind(str(local), split), kind(memory(local), split)
     assert (here.classes, here.class_names) == (there.classes, there.class_names)
     assert toys.contents(here) == toys.contents(there)
     assert there[0].name.startswith("memory://bucket/data/")
 
 
-def test_the_index_of_a_remote_tar_is_kept_in_the_cache(tmp_path, bucket, monkeypatch):
-    url = bucket(toys.write_tars(tmp_path / "local"))
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [(toys.write_folder, FolderSource), (toys.write_tars, TarSource), (toys.write_parquet, ParquetSource)],
+)
+def test_equals_the_local_source_from_a_bucket(tmp_path, bucket, monkeypatch, write, kind):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    local = write(tmp_path / "local")
+    fsspec.filesystem("gs").put(str(local), bucket.rstrip("/"), recursive=True)
+    here, there = kind(str(local), "train"), kind(bucket, "train")
+    assert here.classes == there.classes
+    assert toys.contents(here) == toys.contents(there)
+
+
+def test_the_index_of_a_remote_tar_is_kept_in_the_cache(tmp_path, memory, monkeypatch):
+    url = memory(toys.write_tars(tmp_path / "local"))
     TarSource(url, "train")
     monkeypatch.setattr(tar, "_walk", None)
     assert len(TarSource(url, "train")) == 12
 
 
-def test_problems_in_one_line(tmp_path, bucket, monkeypatch):
-    url = bucket(toys.write_folder(tmp_path / "local"))
+def test_problems_in_one_line(tmp_path, memory, monkeypatch):
+    url = memory(toys.write_folder(tmp_path / "local"))
     with pytest.raises(UserError, match=r"data\.root=memory://bucket/nothing"):
         FolderSource("memory://bucket/nothing", "train")
     source = FolderSource(url, "train")

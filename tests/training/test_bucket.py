@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 
 import pytest
 from etils import epath
@@ -22,7 +21,10 @@ from resnet_jax.training.loop import train
 from tests import helpers
 
 STEPS = 30
-FLAGS = [
+COMMAND = [
+    sys.executable,
+    "train.py",
+    "--config=configs/digits.py",
     "--config.model.name=cifar_resnet8",
     f"--config.steps={STEPS}",
     "--config.batch_size=16",
@@ -33,35 +35,6 @@ FLAGS = [
     "--config.logging.tensorboard=False",
     "--config.logging.curves=False",
 ]
-
-
-@pytest.fixture(scope="module")
-def emulator():
-    """Variables of the environment that lead the client libraries to an emulator with one bucket, named bucket."""
-    url = f"http://localhost:{(port := helpers.free_port())}"
-    command = [sys.executable, "-m", "tests.training.gcs", str(port)]
-    with subprocess.Popen(command, cwd=helpers.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        for _ in range(200):
-            try:
-                urllib.request.urlopen(url, timeout=1)
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield {
-            "STORAGE_EMULATOR_HOST": url,
-            "TENSORSTORE_GCS_HTTP_URL": url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none",
-            "NO_GCE_CHECK": "true",  # credentials are not looked for
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # the kind of the bucket is not asked for
-        }
-        process.kill()
-
-
-@pytest.fixture
-def bucket(emulator, monkeypatch, request):
-    for name, value in emulator.items():
-        monkeypatch.setenv(name, value)
-    return f"gs://bucket/{request.node.name}"
 
 
 def valid(**fields):
@@ -138,14 +111,13 @@ def test_a_bucket_that_is_not_there(bucket):
         evaluate_checkpoint(valid(model__num_classes=10), f"{bucket}/no-such-run")
 
 
-def run(workdir, emulator):
-    command = [sys.executable, "train.py", "--config=configs/digits.py", f"--workdir={workdir}", *FLAGS]
-    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", **emulator}
+def start(command):
+    env = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=helpers.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def test_killed_and_started_elsewhere_it_goes_on(bucket, emulator, tmp_path):
-    process = run(bucket, emulator)
+def test_killed_and_started_elsewhere_it_goes_on(bucket, tmp_path):
+    process = start([*COMMAND, f"--workdir={bucket}"])
     checkpoints = epath.Path(bucket) / "checkpoints"
     deadline = time.monotonic() + 100
     while not (checkpoints / "10" / "commit_success.txt").exists() and time.monotonic() < deadline:
@@ -155,11 +127,25 @@ def test_killed_and_started_elsewhere_it_goes_on(bucket, emulator, tmp_path):
     kept = [json.loads(line)["step"] for line in (epath.Path(bucket) / "metrics.jsonl").read_text().splitlines()]
     assert max(kept) >= 10, "the log knows less than the checkpoint"
 
-    process = run(bucket, emulator)
+    process = start([*COMMAND, f"--workdir={bucket}"])
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert "resumed from step" in output
-    process = run(tmp_path / "undisturbed", emulator)
+    process = start([*COMMAND, f"--workdir={tmp_path / 'undisturbed'}"])
     output, _ = process.communicate(timeout=100)
     assert process.returncode == 0, output
     assert read_rows(bucket) == read_rows(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_two_processes_write_one_bucket(bucket):
+    command = [*COMMAND, f"--workdir={bucket}", f"--coordinator=localhost:{helpers.free_port()}", "--num_processes=2"]
+    for resumed in (False, True):
+        if resumed:
+            (epath.Path(bucket) / "checkpoints" / str(STEPS)).rmtree()
+        both = [start([*command, f"--process_id={k}"]) for k in range(2)]
+        outputs = [process.communicate(timeout=200)[0] for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
+        assert ("resumed from step 25 of 30" in outputs[0]) == resumed, outputs[0]
+    assert names(bucket) == ["checkpoints", "config.json", "metrics.jsonl"]
+    assert [row["step"] for row in read_rows(bucket) if row["split"] == "test"] == [10, 20, 30]

@@ -1,4 +1,4 @@
-"""An emulator of Google Cloud Storage: `python -m tests.training.gcs PORT`, with one bucket, named bucket.
+"""An emulator of Google Cloud Storage: `python -m tests.gcs PORT`, with one bucket, named bucket.
 
 gcp-storage-emulator has no generations of objects, without which TensorStore writes nothing, and cannot move objects.
 Both are added here: ifGenerationMatch, ifGenerationNotMatch, x-goog-generation and moveTo of
@@ -39,6 +39,9 @@ def with_generations(handler):
 
 
 def move(request, response, storage, *args, **kwargs):
+    if generation(request, storage) == "0":
+        response.status = HTTPStatus.NOT_FOUND
+        return
     request.params["dest_bucket_name"] = request.params["bucket_name"]
     objects.copy(request, response, storage)
     storage.delete_file(request.params["bucket_name"], request.params["object_id"])
