@@ -1,7 +1,7 @@
 """One of two processes, four devices each: python -m tests.training.process FOLDER PORT ID
 
 In float64, of every variant it trains 20 steps, keeps a checkpoint of step 12, scores the held-out images and writes the
-parameters. `run` does the same for a test that is alone.
+parameters. `run` does the same for a test that is alone; its checkpoint in FOLDER/alone is continued too.
 """
 
 import json
@@ -59,6 +59,15 @@ def run(variant, folder):
     ).as_metrics()
 
 
+def go_on(folder, **fields):
+    """Parameters and statistics at the end, from the checkpoint of step 12 of the variant "groups"."""
+    run, _, source, _ = helpers.float64_run(config("groups", **fields))
+    with Checkpoints(folder / "groups", run.config.checkpoint, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(KEPT, helpers.as_float64(run.abstract_state()))
+    state = advance(run, state, source, KEPT, STEPS)
+    return helpers.flat({"params": state.params, "batch_stats": state.batch_stats})
+
+
 def main(folder, port, number):
     jax.config.update("jax_num_cpu_devices", 4)
     parallel.start_distributed(f"localhost:{port}", 2, number, 60)
@@ -67,6 +76,7 @@ def main(folder, port, number):
             arrays, scores = run(variant, folder)
             np.savez(folder / f"{variant}_{number}.npz", **arrays)
             (folder / f"{variant}_{number}.json").write_text(json.dumps(scores))
+        np.savez(folder / f"alone_{number}.npz", **go_on(folder / "alone"))
 
 
 if __name__ == "__main__":

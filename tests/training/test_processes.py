@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import EXIT_PEER_LOST, EXIT_STOPPED, EXIT_USER_ERROR
-from resnet_jax.training.checkpoints import Checkpoints
 from tests import helpers
 from tests.training import process
 
@@ -38,10 +37,19 @@ def outputs(processes, timeout=300):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
+    with jax.enable_x64(True):
+        process.run("groups", folder / "alone")
     processes = start_all("-m", "tests.training.process", str(folder), "{port}", "{id}")
     texts = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], texts
     return folder
+
+
+def assert_close(got, file):
+    with np.load(file) as want:
+        assert set(got) == set(want)
+        for name in want:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-11, err_msg=name)
 
 
 @pytest.mark.parametrize("variant", process.VARIANTS)
@@ -61,14 +69,14 @@ def test_two_processes_are_one(folder, tmp_path, variant):
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_their_checkpoint_continues_on_any_number_of_devices(folder, devices):
     with jax.enable_x64(True):
-        run, _, source, _ = helpers.float64_run(process.config("groups", devices=devices))
-        with Checkpoints(folder / "groups", run.config.checkpoint, read_only=True) as checkpoints:
-            state, _ = checkpoints.restore(process.KEPT, helpers.as_float64(run.abstract_state()))
-        state = process.advance(run, state, source, process.KEPT, process.STEPS)
-        got = helpers.flat({"params": state.params, "batch_stats": state.batch_stats})
-    with np.load(folder / "groups_0.npz") as want:
-        for name in want:
-            np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-11, err_msg=name)
+        got = process.go_on(folder, devices=devices)
+    assert_close(got, folder / "groups_0.npz")
+
+
+def test_a_checkpoint_of_eight_devices_continues_in_two_processes(folder):
+    for number in range(2):
+        with np.load(folder / f"alone_{number}.npz") as got:
+            assert_close(got, folder / "groups_0.npz")
 
 
 FLAGS = [
