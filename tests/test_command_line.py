@@ -101,6 +101,8 @@ def test_train_then_evaluate(tmp_path):
     assert "360 images scored" in evaluated.stdout
     assert "no checkpoint of step 2; there are [3]" in call("eval.py", f"--workdir={tmp_path}", "--step=2").stderr
     assert "no config.json in it" in call("eval.py", f"--workdir={tmp_path / 'x'}").stderr
+    both = call("eval.py", f"--workdir={tmp_path}", "--config=configs/digits.py").stderr
+    assert both == "error: --config=FILE and --workdir together: a run has its own config; leave one out\n"
     unknown = call("eval.py", f"--workdir={tmp_path}", "--config.data.rot=x").stderr
     assert unknown.startswith("error: --config.data.rot=x: config.data has no field 'rot'; did you mean 'root'?")
 
