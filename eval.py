@@ -13,10 +13,13 @@ from resnet_jax.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to evaluate; default: the latest.", lower_bound=0)
 BEST = flags.DEFINE_bool("best", False, "Evaluate the kept checkpoint with the best top-1 accuracy instead.")
-AVERAGE = flags.DEFINE_bool("average", False, "Evaluate the moving average of the weights (average.decay) instead.")
+AVERAGE = flags.DEFINE_bool(
+    "average", None, "Evaluate the moving average of the weights (average.decay); default: if average.evaluate=instead."
+)
 
 
 def main(config: TrainConfig) -> None:
+    from resnet_jax import parallel
     from resnet_jax.evaluation import run  # after the flags that JAX reads when it starts are set
 
     if WORKDIR.value:
@@ -26,7 +29,7 @@ def main(config: TrainConfig) -> None:
         scores, what = run.evaluate_init(config), config.init
     else:
         raise UserError("nothing to evaluate: give --workdir=FOLDER of a run, or --config.init=FORMAT:PATH")
-    print(f"{what}: {scores}; {scores.count} images scored")
+    parallel.say(f"{what}: {scores}; {scores.count} images scored")
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ def start_distributed(coordinator: str | None, num_processes: int | None, proces
         timer.cancel()
 
 
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if is_main():
+        print(text, flush=True)
+
+
 def is_main() -> bool:
     """Whether this is process 0, which writes the log."""
     return jax.process_index() == 0

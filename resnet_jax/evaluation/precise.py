@@ -24,6 +24,7 @@ OUTPUT = flags.DEFINE_string("output", None, "File to write the new weights to, 
 
 def main(config: TrainConfig) -> None:
     """Scores a checkpoint with both kinds of statistics."""
+    from resnet_jax import parallel
     from resnet_jax.evaluation import run as runs
     from resnet_jax.evaluation import statistics
     from resnet_jax.training.experiment import open_data
@@ -37,9 +38,9 @@ def main(config: TrainConfig) -> None:
     stats = statistics.precise_statistics(run, state, open_data(config, "train"), used)
     after = state.replace(batch_stats=stats)
     scores = {"plain": runs.score(run, state), "precise": runs.score(run, after)}
-    print(f"{WORKDIR.value}, step {step}, {scores['plain'].count} images scored")
-    print(f"running statistics:                {scores['plain']}")
-    print(f"of {used} training images:{' ' * max(0, 10 - len(str(used)))} {scores['precise']}")
+    parallel.say(f"{WORKDIR.value}, step {step}, {scores['plain'].count} images scored")
+    parallel.say(f"running statistics:                {scores['plain']}")
+    parallel.say(f"of {used} training images:{' ' * max(0, 10 - len(str(used)))} {scores['precise']}")
     if output is None:
         return
     facts = {"workdir": WORKDIR.value, "step": step, "training_images": used}
@@ -49,7 +50,7 @@ def main(config: TrainConfig) -> None:
         output.with_suffix(".json").write_text(json.dumps(facts | scores, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"--output={output}: cannot write there ({error})") from error
-    print(f"{output}: the weights with the new statistics; {output.with_suffix('.json')}: the scores")
+    parallel.say(f"{output}: the weights with the new statistics; {output.with_suffix('.json')}: the scores")
 
 
 if __name__ == "__main__":

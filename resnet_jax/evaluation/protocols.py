@@ -34,6 +34,11 @@ def compile_eval_step(model: ResNet, pad: int, mesh: Mesh) -> Callable[..., dict
     return jax.jit(run, in_shardings=(rep, rep, rep, parallel.by_batch(mesh)), out_shardings=rep)
 
 
+def padded_batch(config: TrainConfig, images: int, mesh: Mesh) -> int:
+    """The size of the batches that `evaluate` scores so many images in: one that the devices can share."""
+    return parallel.round_up(min(config.evaluation.batch_size, images), mesh)
+
+
 def evaluate(
     eval_step: Callable[..., dict[str, jax.Array]],
     state: Any,
@@ -50,7 +55,7 @@ def evaluate(
     With `data.on_error='skip'`, broken images are left out, and the scores say how many.
 
     Args:
-      eval_step: `compile_eval_step` of the network.
+      eval_step: `compile_eval_step` of the network, or `training.compiled.compile_evaluation`.
       state: has params, batch_stats and pixels, replicated over the mesh.
       source: the images.
       config: the protocol (`evaluation`, `data`); a batch that the devices cannot share is padded.
@@ -63,7 +68,7 @@ def evaluate(
       UserError: an image is broken and `data.on_error` is 'raise', or all of them are.
       Stopped: `should_stop` said so; nothing is lost, since evaluating changes nothing.
     """
-    batch_size = parallel.round_up(min(config.evaluation.batch_size, len(source)), mesh)
+    batch_size = padded_batch(config, len(source), mesh)
     transform = augment.eval_transform(config)
     skip = config.data.on_error == "skip"
     batches = pipeline.EvalBatches(source, transform, batch_size, parallel.local_rows(mesh, batch_size), skip)
@@ -74,7 +79,7 @@ def evaluate(
         tqdm(total=len(source), unit="img", desc="evaluate", leave=False, disable=not progress) as bar,
     ):
         for batch in iterator:
-            stop = pending is not None and should_stop()  # not before the first batch, whose program is compiled
+            stop = should_stop()
             if stop and jax.process_count() == 1:
                 raise Stopped("stopped during an evaluation")
             batch = parallel.with_wish(batch, stop, batch["label"].shape)

@@ -19,7 +19,7 @@ from resnet_jax.training.workdir import as_path
 
 
 def restore_checkpoint(
-    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool = False
+    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool | None = None
 ) -> tuple[int, Experiment, TrainState]:
     """Reads a checkpoint of a run; its data need not be there.
 
@@ -27,7 +27,7 @@ def restore_checkpoint(
       config: the run's, validated.
       workdir: the run's.
       step: of the checkpoint; None: the latest, -1: the best.
-      average: put the weights' moving average in their place.
+      average: put the weights' moving average in their place; None: if the run's scores are its (`average.evaluate`).
 
     Returns:
       The step, the experiment and the state as the checkpoint holds it, replicated over the mesh.
@@ -48,17 +48,18 @@ def restore_checkpoint(
             raise UserError(f"{checkpoints.folder}: no checkpoint of step {step}; there are {steps}")
         run = experiment_lib.build(config, config.model.num_classes, checkpoints.channels(step))
         state, _ = checkpoints.restore(step, run.abstract_state())
+    if average is None:
+        return step, run, averages.scored(config.average, state)
     return step, run, averages.averaged(state) if average else state
 
 
 def evaluate_checkpoint(
-    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool = False
+    config: TrainConfig, workdir: str | pathlib.Path, step: int | None = None, average: bool | None = None
 ) -> tuple[int, Scores]:
     """Evaluates a checkpoint of a run on its held-out images.
 
     Args:
-      config, workdir, step: as in `restore_checkpoint`.
-      average: score the weights' moving average in their place.
+      config, workdir, step, average: as in `restore_checkpoint`.
 
     Returns:
       The step and the scores.

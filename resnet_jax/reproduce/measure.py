@@ -12,7 +12,7 @@ from resnet_jax.analysis.responses import responses
 from resnet_jax.config import TrainConfig
 from resnet_jax.evaluation.run import score
 from resnet_jax.evaluation.statistics import precise_statistics
-from resnet_jax.training import experiment
+from resnet_jax.training import averages, experiment
 from resnet_jax.training.checkpoints import Checkpoints
 from resnet_jax.training.logging import read_rows
 
@@ -56,6 +56,7 @@ def measure(config: TrainConfig, workdir: pathlib.Path, precise_images: int, wit
     with Checkpoints(workdir, config.checkpoint, read_only=True) as checkpoints:
         run = experiment.build(config, CLASSES, checkpoints.channels(config.steps))
         state, progress = checkpoints.restore(config.steps, run.abstract_state())
+        state = averages.scored(config.average, state)
     last = {row["split"]: row for row in read_rows(workdir / "metrics.jsonl")}
     train = score(run, state, "train").as_metrics()
     device = run.mesh.devices.flat[0]

@@ -31,3 +31,8 @@ def update(config: AverageConfig, old: Any, params: Any, batch_stats: Any, step:
 def averaged(state: TrainState) -> TrainState:
     """The state with the average in place of the weights: what to evaluate and to export."""
     return state.replace(**state.average)
+
+
+def scored(config: AverageConfig, state: TrainState) -> TrainState:
+    """The state whose scores are the run's: with the average in place of the weights if `evaluate` is 'instead'."""
+    return averaged(state) if config.decay and config.evaluate == "instead" else state

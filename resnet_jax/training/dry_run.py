@@ -2,7 +2,7 @@
 
 import time
 
-from resnet_jax import validation
+from resnet_jax import parallel, validation
 from resnet_jax.config import TrainConfig
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training.compiled import compile_step
@@ -21,12 +21,12 @@ def dry_run(config: TrainConfig) -> StepCost:
     test_source = experiment_lib.open_data(config, "val")
     run = experiment_lib.build(config, len(train_source.classes), train_source.channels, len(train_source))
     validation.check_devices(run.config, run.mesh.size)
-    print(describe(run, train_source, test_source, run.abstract_state()), flush=True)
+    parallel.say(describe(run, train_source, test_source, run.abstract_state()))
     began = time.monotonic()
     if run.config.data.placement == "device":
         compiled = Resident(run, train_source).compile(run.abstract_model_state())
     else:
         compiled = compile_step(run)
     cost = step_cost(run, compiled)
-    print(f"{cost}\ncompiled in {time.monotonic() - began:.0f} s; a dry run: nothing was trained or written")
+    parallel.say(f"{cost}\ncompiled in {time.monotonic() - began:.0f} s; a dry run: nothing was trained or written")
     return cost

@@ -17,12 +17,13 @@ from resnet_jax.data.sources import Source
 from resnet_jax.errors import Stopped, UserError
 from resnet_jax.evaluation import statistics
 from resnet_jax.evaluation.metrics import Scores
-from resnet_jax.evaluation.protocols import compile_eval_step, evaluate
+from resnet_jax.evaluation.protocols import evaluate
 from resnet_jax.training import averages, loss_scale, watchdog
 from resnet_jax.training import experiment as experiment_lib
 from resnet_jax.training import feed as feed_lib
 from resnet_jax.training import workdir as workdirs
 from resnet_jax.training.checkpoints import Checkpoints, Progress
+from resnet_jax.training.compiled import compile_evaluation
 from resnet_jax.training.cost import step_cost
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.logging import Logger
@@ -55,7 +56,7 @@ class Trainer:
         self._train_source, self._test_source = train_source, test_source
         self._checkpoints, self._log, self._stop, self._watch = checkpoints, log, stop, watch
         self._state, self._progress = run.for_model(state), progress
-        self._eval_fn = compile_eval_step(run.model, self._config.data.pad, run.mesh)
+        self._eval_fn: jax.stages.Compiled | None = None
         self._pending: tuple[int, int, Metrics] | None = None
         self._skipped = {split: pipeline.Skipped(log.say) for split in ("train", "test")}
         self._window_clock = (time.monotonic(), 0)
@@ -68,6 +69,8 @@ class Trainer:
         """Trains to the last step and evaluates there. Returns whether there was anything left to do."""
         config, start = self._config, int(self._state.step)
         owed = bool(parallel.agreed(start > 0 and self._evaluation_due(start) and not self._log.evaluated(start)))
+        if owed or start < config.steps:
+            self._compile_evaluation()
         if owed:  # stopped during an evaluation
             self._evaluate(start)
         self._watch.rest()
@@ -84,6 +87,12 @@ class Trainer:
             times, since = self._skipped["train"].count, f" since step {start}" if start else ""
             self._log.say(f"skipped {len(broken)} broken training images, {times} times in all{since}")
         return owed or start < config.steps
+
+    def _compile_evaluation(self) -> None:
+        """Before the first step: later, a signal would have to wait for it, with steps unsaved."""
+        self._watch.beat(watchdog.PATIENCE)
+        with self._stop.at_once("before the first step"):
+            self._eval_fn = compile_evaluation(self._run, len(self._test_source))
 
     def _train(self, step: int) -> None:
         """Makes all steps after `step`."""
@@ -235,11 +244,9 @@ class Trainer:
         """Of the weights, of their average, or of both, as `average.evaluate` says."""
         if self._state.average is None:
             return self._score(self._state)
-        average = self._score(averages.averaged(self._state))
-        if self._config.average.evaluate == "instead":
-            return average
-        scores = self._score(self._state)
-        scores.average = average
+        scores = self._score(averages.scored(self._config.average, self._state))
+        if self._config.average.evaluate == "beside":
+            scores.average = self._score(averages.averaged(self._state))
         return scores
 
     def evaluate_precisely(self) -> None:
@@ -247,8 +254,10 @@ class Trainer:
         step, images = int(self._state.step), self._config.evaluation.precise_images
         if parallel.agreed(self._log.evaluated(step, "precise")):
             return
+        if self._eval_fn is None:
+            self._compile_evaluation()
         self._watch.beat(watchdog.PATIENCE)
-        state = self._run.for_checkpoint(self._state)
+        state = averages.scored(self._config.average, self._run.for_checkpoint(self._state))
         alone = jax.process_count() == 1  # several do not stop in between: they would have to agree on a batch
         try:
             stats = statistics.precise_statistics(

@@ -47,7 +47,7 @@ def start_state(run: Experiment, source: Source, checkpoints: Checkpoints, workd
                 f"{workdir} holds a run of another config ({'; '.join(found)}); "
                 "use another --workdir, or give the config it was started with"
             )
-        state, progress = checkpoints.restore_last(run.abstract_state(), print if parallel.is_main() else lambda text: None)
+        state, progress = checkpoints.restore_last(run.abstract_state(), parallel.say)
     else:
         state, progress = parallel.put_replicated(first_state(run, source), run.mesh), Progress()
     if parallel.is_main():

@@ -11,7 +11,9 @@ from resnet_jax.errors import UserError
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to export; default: the latest.", lower_bound=0)
 BEST = flags.DEFINE_bool("best", False, "Export the kept checkpoint with the best top-1 accuracy instead.")
-AVERAGE = flags.DEFINE_bool("average", False, "Export the moving average of the weights (average.decay) instead.")
+AVERAGE = flags.DEFINE_bool(
+    "average", None, "Export the moving average of the weights (average.decay); default: if average.evaluate=instead."
+)
 OUTPUT = flags.DEFINE_string("output", None, "File to write, .safetensors.")
 
 

@@ -92,7 +92,8 @@ def test_the_average_in_place_of_the_weights(tmp_path):
     assert "ema_top1" not in scores
     config = config_lib.resolved(valid(steps=2, average__decay=0.5, average__evaluate="instead"), 10)
     assert evaluate_checkpoint(config, tmp_path, average=True)[1].as_metrics()["loss"] == scores["loss"]
-    assert evaluate_checkpoint(config, tmp_path)[1].as_metrics()["loss"] != scores["loss"]
+    assert evaluate_checkpoint(config, tmp_path)[1].as_metrics()["loss"] == scores["loss"]
+    assert evaluate_checkpoint(config, tmp_path, average=False)[1].as_metrics()["loss"] != scores["loss"]
     with pytest.raises(UserError, match="this run kept no moving average"):
         evaluate_checkpoint(valid(), tmp_path, average=True)
 

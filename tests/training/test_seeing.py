@@ -24,6 +24,7 @@ from resnet_jax.training.cost import StepCost, step_cost
 from resnet_jax.training.logging import Logger, read_rows
 from resnet_jax.training.loop import train
 from resnet_jax.training.profile import ProfileWindow
+from resnet_jax.training.workdir import Workdir
 from tests import helpers
 
 
@@ -185,7 +186,7 @@ def test_the_progress_bar(tmp_path, monkeypatch):
     screen = io.StringIO()
     screen.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", screen)
-    with Logger(tmp_path, helpers.digits_config(steps=10), 0) as log:
+    with Logger(Workdir(tmp_path, tmp_path), helpers.digits_config(steps=10), 0) as log:
         log.step_done(1, 2.5, 0.25, 0.1)
         row = {"loss": 2.0, "top1": 0.5, "learning_rate": 0.1, "images_per_second": 160.0, "data_wait": 0.07}
         log.write(4, "train", row)
