@@ -154,6 +154,25 @@ def test_a_signal_saves_and_the_next_run_goes_on(tmp_path, monkeypatch, during, 
     assert strip(tmp_path / "parts") == strip(tmp_path / "whole")
 
 
+def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
+    compiled, real = [], loop.Trainer._train
+
+    def note(event, duration, **details):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(details)
+
+    def watched(self, step):
+        jax.monitoring.register_event_duration_secs_listener(note)
+        try:
+            real(self, step)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(note)
+
+    monkeypatch.setattr(loop.Trainer, "_train", watched)
+    train(valid(average__decay=0.9), tmp_path)
+    assert not compiled
+
+
 def test_two_runs_cannot_share_a_workdir(tmp_path):
     with (
         loop.workdirs.own(tmp_path),
