@@ -14,8 +14,9 @@ from ml_collections import config_flags
 
 from resnet_jax import config as config_lib
 from resnet_jax import host, validation
-from resnet_jax.config import Section, TrainConfig, unknown_field
+from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError, one_line_errors
+from resnet_jax.section import Section, unknown_field
 from resnet_jax.training import workdir as workdirs
 
 Define = Callable[[list[str]], flags.FlagHolder]

@@ -8,9 +8,10 @@ import typing
 from typing import Any
 
 from resnet_jax import durations
-from resnet_jax.config import DataConfig, Section, TrainConfig, flatten
+from resnet_jax.config import DataConfig, TrainConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import zoo
+from resnet_jax.section import Section, flatten
 from resnet_jax.weights import presets
 
 CHOICES = {

@@ -8,8 +8,9 @@ import pytest
 
 from resnet_jax import config as config_lib
 from resnet_jax import recipes, validation
-from resnet_jax.config import Section, TrainConfig
+from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
+from resnet_jax.section import Section, flatten
 from tests import helpers
 
 FILES = sorted((helpers.ROOT / "configs").glob("*.py"))
@@ -244,7 +245,7 @@ def test_differences_that_forbid_to_continue():
 
 
 def test_rules_name_real_fields():
-    names = config_lib.flatten(TrainConfig())
+    names = flatten(TrainConfig())
     assert set(validation.CHOICES) <= set(names)
     assert set(validation.MINIMUM) | set(validation.MAXIMUM) <= set(names)
     assert all(any(name.startswith(prefix) for name in names) for prefix in validation.MAY_CHANGE)

@@ -10,8 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from resnet_jax.analysis.curves import draw_curves
-from resnet_jax.config import TrainConfig, flatten
+from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
+from resnet_jax.section import flatten
 from resnet_jax.training.boards import open_boards
 from resnet_jax.training.workdir import Workdir
 

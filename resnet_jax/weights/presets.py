@@ -11,9 +11,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax.config import TrainConfig, flatten
+from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import zoo
+from resnet_jax.section import flatten
 
 
 @dataclasses.dataclass(frozen=True)
