@@ -3,6 +3,7 @@
     python benchmarks/step.py                                    # ResNet-50 at 224, batch 16; ResNet-20 at 32, batch 128
     python benchmarks/step.py --network=resnet50 --batches=64,256,1024 --dtypes=float32,bfloat16        # on a GPU
     python benchmarks/step.py --network=resnet50 --batches=256 --dtypes=bfloat16 --profile=profiles    # where the time goes
+    python benchmarks/step.py --network=resnet50 --batches=256 --against=deterministic     # what it costs on a GPU
     python benchmarks/step.py --torch_python=OTHER_ENV/bin/python       # where torch and torchvision are installed
 
 Both sides run the same network (ImageNet: torchvision's, so stride in the 3x3; CIFAR: section 4.2 with option A), the
@@ -32,6 +33,9 @@ MODES = flags.DEFINE_list("modes", ["train", "infer"], "train, infer.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each side.", lower_bound=1)
 SECONDS = flags.DEFINE_float("seconds", 5.0, "Length of a turn, about.")
 TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "The Python that has torch and torchvision.")
+AGAINST = flags.DEFINE_enum(
+    "against", "torch", ["torch", "deterministic"], "The other side: PyTorch, or our own step with deterministic=True."
+)
 PROFILE = flags.DEFINE_string("profile", None, "Also profile three of our steps into this folder; prints the slowest parts.")
 OUTPUT = flags.DEFINE_string("output", None, "Also append each result to this JSON-lines file.")
 
@@ -39,8 +43,8 @@ OUTPUT = flags.DEFINE_string("output", None, "Also append each result to this JS
 class Side:
     """A worker process that times steps when told to."""
 
-    def __init__(self, python: str, script: str, job: dict):
-        env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    def __init__(self, python: str, script: str, job: dict, **variables: str):
+        env = os.environ | {"PYTHONPATH": str(HERE.parent)} | variables
         self._process = subprocess.Popen(
             [python, str(HERE / script), json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -65,10 +69,16 @@ class Side:
 
 def compare(job: dict) -> dict:
     """Times both sides in turns."""
-    sides = {}
+    sides, other = {}, AGAINST.value
     try:
-        sides["jax"] = Side(sys.executable, "step_jax.py", job)
-        sides["torch"] = Side(TORCH_PYTHON.value, "step_torch.py", job)
+        if other == "torch":
+            sides["jax"] = Side(sys.executable, "step_jax.py", job)
+            sides[other] = Side(TORCH_PYTHON.value, "step_torch.py", job)
+        else:
+            shared = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # two JAX processes on one device
+            flag = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true"  # what `deterministic=True` sets
+            sides["jax"] = Side(sys.executable, "step_jax.py", job, **shared)
+            sides[other] = Side(sys.executable, "step_jax.py", job | {"profile": None}, XLA_FLAGS=flag, **shared)
         steps = {name: max(1, round(SECONDS.value / side.time(1)["seconds"])) for name, side in sides.items()}
         speed, memory = {name: [] for name in sides}, {}
         for _ in range(ROUNDS.value):
@@ -83,10 +93,10 @@ def compare(job: dict) -> dict:
     ready = sides["jax"].ready
     ours = statistics.median(speed["jax"]) * ready["flops_per_image"] / 1e12
     peak = peak_flops(ready["device"], job["dtype"])
-    ratios = [mine / theirs for mine, theirs in zip(speed["jax"], speed["torch"], strict=True)]
+    ratios = [mine / theirs for mine, theirs in zip(speed["jax"], speed[other], strict=True)]
     return job | {
         "jax_images_per_second": round(statistics.median(speed["jax"]), 1),
-        "torch_images_per_second": round(statistics.median(speed["torch"]), 1),
+        f"{other}_images_per_second": round(statistics.median(speed[other]), 1),
         "ratio": round(statistics.median(ratios), 3),
         "ratio_min": round(min(ratios), 3),
         "ratio_max": round(max(ratios), 3),
@@ -123,8 +133,8 @@ def main(_: list[str]) -> None:
                         print(f"{job}: {error}", file=sys.stderr)
                         continue
                     print(
-                        f"{network} {mode} {dtype} batch {batch}: ours {result['jax_images_per_second']} images/s, PyTorch "
-                        f"{result['torch_images_per_second']}, ratio {result['ratio']} "
+                        f"{network} {mode} {dtype} batch {batch}: ours {result['jax_images_per_second']} images/s, "
+                        f"{AGAINST.value} {result[f'{AGAINST.value}_images_per_second']}, ratio {result['ratio']} "
                         f"({result['ratio_min']} to {result['ratio_max']}); {result['jax_tflops']} TFLOP/s"
                         + (f", {100 * result['share_of_peak']:.0f} % of the peak" if result["share_of_peak"] else ""),
                         flush=True,
