@@ -58,6 +58,8 @@ def plan(args: argparse.Namespace, overrides: Sequence[str]) -> list[Run]:
     """
     if not args.workdir or not args.data:
         raise UserError(f"{args.target} needs --workdir=FOLDER for its checkpoints and --data=PATH of CIFAR-10")
+    if ":/" in str(args.workdir):
+        raise UserError(f"--workdir={args.workdir}: must be a folder; experiments run on local disks")
     if not CONFIGS.is_dir():
         raise UserError(f"{CONFIGS}: no such folder; run this command in a checkout of the repository")
     for name, low, high in (("divide", 1, 10_000), ("jobs", 1, 64), ("precise_images", 0, 10**9)):

@@ -7,6 +7,7 @@ local folder and sent before each checkpoint, so that it knows at least as many 
 import contextlib
 import dataclasses
 import hashlib
+import logging
 import pathlib
 import re
 import shutil
@@ -31,6 +32,7 @@ def as_path(workdir: str | pathlib.PurePath | epath.Path) -> epath.Path:
     text = str(workdir)
     if re.match(r"[a-z0-9]+:/", text) and not re.match(r"gs://[^/]", text):
         raise UserError(f"--workdir={text}: must be a folder or gs://BUCKET/PATH")
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs in pages what it raises too
     return epath.Path(workdir)
 
 
@@ -70,19 +72,22 @@ def reached(path: epath.Path) -> Iterator[None]:
 
 @dataclasses.dataclass
 class Workdir:
-    """Attributes.
+    """The place of one run, as `own` gives it.
 
-    path: as the user named it; config.json and checkpoints are there.
-    local: where the log is written: the same folder, or, of a bucket, a temporary one.
+    Attributes:
+      path: as the user named it; config.json and checkpoints are there.
+      local: where the log is written: the same folder, or, of a bucket, a temporary one.
+      writes: whether this process writes the log.
     """
 
     path: epath.Path
     local: pathlib.Path
+    writes: bool = True
     _sent: dict[pathlib.Path, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     def send(self) -> bool:
         """Sends what has changed in the log to the bucket; returns whether that worked. For a folder, does nothing."""
-        if not is_bucket(self.path):
+        if not (self.writes and is_bucket(self.path)):
             return True
         try:
             for file in sorted(self.local.rglob("*")):
@@ -121,7 +126,7 @@ def own(workdir: str | pathlib.PurePath | epath.Path, writes: bool = True) -> It
         with _own_bucket(path, writes) as owned:
             yield owned
         return
-    owned = Workdir(path, pathlib.Path(workdir))
+    owned = Workdir(path, pathlib.Path(workdir), writes)
     if not writes:
         yield owned
         return
@@ -135,7 +140,7 @@ def own(workdir: str | pathlib.PurePath | epath.Path, writes: bool = True) -> It
 @contextlib.contextmanager
 def _own_bucket(path: epath.Path, writes: bool) -> Iterator[Workdir]:
     temporary = pathlib.Path(tempfile.mkdtemp(prefix="resnet_jax_"))
-    owned = Workdir(path, temporary / path.name)  # boards show the last part
+    owned = Workdir(path, temporary / path.name, writes)  # boards show the last part
     owned.local.mkdir()
     name = hashlib.sha256(str(path).encode()).hexdigest()[:16]
     with contextlib.ExitStack() as stack:
@@ -152,7 +157,7 @@ def _own_bucket(path: epath.Path, writes: bool) -> Iterator[Workdir]:
         try:
             yield owned
         finally:
-            if writes and not owned.send():
+            if not owned.send():
                 stack.pop_all()
                 print(f"warning: the log stays in {owned.local}", file=sys.stderr, flush=True)
 

@@ -94,6 +94,15 @@ def test_a_log_that_cannot_be_sent_is_kept(bucket, tmp_path, capsys, monkeypatch
     shutil.rmtree(place.local)
 
 
+def test_only_one_process_sends_the_log(bucket):
+    with workdirs.own(bucket) as place, workdirs.own(bucket, writes=False) as other:
+        (place.local / "metrics.jsonl").write_text("the log")
+        (other.local / "metrics.jsonl").write_text("not the log")
+        assert place.send()
+        assert other.send()
+    assert (epath.Path(bucket) / "metrics.jsonl").read_text() == "the log"
+
+
 def test_two_runs_on_a_machine_cannot_share_a_bucket_folder(bucket):
     with (
         workdirs.own(bucket) as place,
