@@ -62,7 +62,7 @@ def test_mistakes_in_a_config_file(tmp_path):
     assert "must return a TrainConfig, it returned dict" in call("train.py", f"--config={path}").stderr
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_broken_image_ends_in_one_line(tmp_path, workers):
     for split in ("train", "val"):
         for name in ("cat", "dog"):

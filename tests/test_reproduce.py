@@ -241,6 +241,10 @@ class TestReport:
         assert "| 32 | 0.46 M | 7.51 | 7.37 | not run yet | not run yet | not run yet | - |" in text
         assert "| plain20 | 0.12 | 0.50 | 0.01 | 9.50 | 0 |" in text
         assert "| plain20 | 2 | 1.000 | 1.000 |" in text
+        shortened = results.path.with_suffix(".md").read_text()
+        assert ": 2 steps\n" in shortened
+        assert "Shortcuts" not in shortened
+        assert "not run yet" not in shortened
         assert "(results/cifar10_2_steps_figure6.png)" in text
         assert "(cifar10_2_steps_figure6.png)" in results.path.with_suffix(".md").read_text()
         for name in ("figure6", "figure7"):

@@ -76,13 +76,14 @@ def summary(rows: Sequence[Row], column: str) -> str:
 
 
 def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
+    """A table; '' where it has no rows."""
+    lines = [head, ["---"] * len(head), *body] if body else []
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def _table6(rows: Sequence[Row]) -> str:
+def _table6(rows: Sequence[Row], names: Sequence[str]) -> str:
     body = []
-    for name in RESNETS:
+    for name in (name for name in RESNETS if name in names):
         depth, found = Network(name).depth, of_network(rows, name)
         paper = f"{PAPER[depth]:.2f}" + (" (best of five; mean 6.61 ± 0.16)" if depth == 110 else "")
         columns = [summary(found, column) for column in ("test_error", "test_error_precise", "train_error")]
@@ -104,27 +105,27 @@ def _seeds(rows: Sequence[Row]) -> str:
     return ", ".join(row["seed"] for row in rows) or "-"
 
 
-def _degradation(rows: Sequence[Row]) -> str:
+def _degradation(rows: Sequence[Row], names: Sequence[str]) -> str:
     body = []
-    for name in (*PLAIN, *RESNETS):
+    for name in (name for name in (*PLAIN, *RESNETS) if name in names):
         found = of_network(rows, name)
         columns = [summary(found, column) for column in ("train_error", "train_error_running", "train_loss", "test_error")]
         body.append([name, *columns, _seeds(found)])
     return _markdown(["network", "training error", "the same, running", "training loss", "test error", "seeds"], body)
 
 
-def _shortcuts(rows: Sequence[Row]) -> str:
+def _shortcuts(rows: Sequence[Row], names: Sequence[str]) -> str:
     body = []
-    for depth in sorted({Network(name).depth for name in SHORTCUTS}):
+    for depth in sorted({Network(name).depth for name in SHORTCUTS if name in names and Network(name).shortcut != "A"}):
         found = [of_network(rows, name) for name in SHORTCUTS if Network(name).depth == depth]
         seeds = "; ".join(_seeds(each) for each in found)
         body.append([depth, *(summary(each, "test_error") for each in found), seeds])
     return _markdown(["layers", "A", "B", "C", "seeds of A; B; C"], body)
 
 
-def _responses(results: Results, rows: Sequence[Row]) -> str:
+def _responses(results: Results, rows: Sequence[Row], names: Sequence[str]) -> str:
     body = []
-    for name in FIGURE7:
+    for name in (name for name in FIGURE7 if name in names):
         found = [values for row in of_network(rows, name) if (values := results.responses(row))]
         means = ", ".join(f"{statistics.mean(values):.3f}" for values in found) or NOT_RUN
         medians = ", ".join(f"{statistics.median(values):.3f}" for values in found) or NOT_RUN
@@ -133,7 +134,7 @@ def _responses(results: Results, rows: Sequence[Row]) -> str:
 
 
 def tables(results: Results, pictures: dict[str, list[pathlib.Path]], page: pathlib.Path) -> str:
-    """All tables, schedule by schedule, in Markdown.
+    """All tables, schedule by schedule, in Markdown: of the paper's also what has not run, of others what has.
 
     Args:
       results: the rows.
@@ -148,12 +149,18 @@ def tables(results: Results, pictures: dict[str, list[pathlib.Path]], page: path
     for schedule in pictures:
         chosen = [row for row in rows if _schedule(row) == schedule]
         recipe = min((row["recipe"] for row in chosen), key=len, default="paper")
-        parts += [f"### {recipe}: {schedule.partition('_')[0]} steps", "Table 6, ResNets with option A:", _table6(chosen)]
+        everything = (*PLAIN, *RESNETS, *SHORTCUTS)
+        names = everything if schedule == PAPER_SCHEDULE else [name for name in everything if of_network(chosen, name)]
+        parts.append(f"### {recipe}: {schedule.partition('_')[0]} steps")
         if recipe != "paper":
             parts.append("(A shortened or changed recipe: the paper's and akamaster's numbers are with 64,000 steps.)")
-        parts += ["Figure 6, plain networks and ResNets:", _degradation(chosen)]
-        parts += ["Shortcuts (section 4.1), test error:", _shortcuts(chosen)]
-        parts += ["Figure 7, layer responses (standard deviations):", _responses(results, chosen)]
+        for title, table in (
+            ("Table 6, ResNets with option A:", _table6(chosen, names)),
+            ("Figure 6, plain networks and ResNets:", _degradation(chosen, names)),
+            ("Shortcuts (section 4.1), test error:", _shortcuts(chosen, names)),
+            ("Figure 7, layer responses (standard deviations):", _responses(results, chosen, names)),
+        ):
+            parts += [title, table] if table else []
         parts += [f"![{path.stem}]({os.path.relpath(path, page.parent)})" for path in pictures[schedule]]
     return "\n\n".join(parts) + "\n"
 

@@ -89,7 +89,13 @@ def crop(image, window, pad):
 
 @pytest.mark.parametrize(
     ("devices", "group", "scan", "accumulate"),
-    [(1, None, False, 1), (8, None, False, 1), (2, 4, False, 1), (1, None, True, 1), (2, None, False, 2)],
+    [
+        pytest.param(1, None, False, 1, marks=pytest.mark.slow),
+        pytest.param(8, None, False, 1, marks=pytest.mark.slow),
+        (2, 4, False, 1),
+        (1, None, True, 1),
+        (2, None, False, 2),
+    ],
 )
 def test_against_numpy(x64, devices, group, scan, accumulate):
     fields = {"batch_norm__group_size": group, "model__scan_blocks": scan, "accumulate": accumulate}

@@ -23,7 +23,6 @@ SLOW = [
     *("resnet34_3x3", "resnet101_1x1", "resnet101_3x3", "resnet152_1x1", "resnet152_3x3"),
     *("plain34", "cifar_resnet56_end", "cifar_resnet110_end"),
 ]
-FAST = [key for key in inputs.NETWORKS if key not in SLOW]
 PUBLISHED = helpers.ROOT.parent / "shared/data/cifar_resnet_weights/resnet20-12fca82f.th"
 
 
@@ -91,7 +90,9 @@ def compare(values, key, tolerance, names=None):
     assert len(worst) == len(names or values)
 
 
-@pytest.mark.parametrize("key", FAST + [pytest.param(key, marks=pytest.mark.slow) for key in SLOW])
+@pytest.mark.parametrize(
+    "key", [pytest.param(key, marks=[pytest.mark.slow] * (key in (*SLOW, "resnet50_1x1"))) for key in inputs.NETWORKS]
+)
 def test_everything_in_float64(x64, key):
     compare(compute(key, np.float64), key, 1e-9)
 

@@ -1,6 +1,6 @@
-"""One of two processes, four devices each: python -m tests.training.process FOLDER PORT ID
+"""One of two processes, four devices each: python -m tests.training.process FOLDER PORT ID VARIANTS
 
-In float64, of every variant it trains 20 steps, keeps a checkpoint of step 12, scores the held-out images and writes the
+In float64, of each variant it trains 20 steps, keeps a checkpoint of step 12, scores the held-out images and writes the
 parameters. `run` does the same for a test that is alone; its checkpoint in FOLDER/alone is continued too.
 """
 
@@ -68,16 +68,17 @@ def go_on(folder, **fields):
     return helpers.flat({"params": state.params, "batch_stats": state.batch_stats})
 
 
-def main(folder, port, number):
+def main(folder, port, number, variants):
     jax.config.update("jax_num_cpu_devices", 4)
     parallel.start_distributed(f"localhost:{port}", 2, number, 60)
     with jax.enable_x64(True):
-        for variant in VARIANTS:
+        for variant in variants:
             arrays, scores = run(variant, folder)
             np.savez(folder / f"{variant}_{number}.npz", **arrays)
             (folder / f"{variant}_{number}.json").write_text(json.dumps(scores))
-        np.savez(folder / f"alone_{number}.npz", **go_on(folder / "alone"))
+        if (folder / "alone").is_dir():
+            np.savez(folder / f"alone_{number}.npz", **go_on(folder / "alone"))
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4].split(","))

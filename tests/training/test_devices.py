@@ -46,7 +46,7 @@ def one_step(group, devices):
 
 
 # With eight devices of two images: groups within a device, one that spans two devices, and the whole batch.
-@pytest.mark.parametrize("group", [None, 1, 2, 4, 16])
+@pytest.mark.parametrize("group", [None, 1, pytest.param(2, marks=pytest.mark.slow), 4, 16])
 def test_eight_devices_equal_one_in_float64(x64, group):
     (one, one_metrics), (eight, eight_metrics) = one_step(group, 1), one_step(group, 8)
     one, eight = helpers.flat(one), helpers.flat(eight)

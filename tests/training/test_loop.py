@@ -250,7 +250,7 @@ def test_batch_that_the_devices_cannot_share(tmp_path):
         train(valid(batch_size=20, devices=8), tmp_path)
 
 
-@pytest.mark.parametrize("group", [None, 8])
+@pytest.mark.parametrize("group", [None, pytest.param(8, marks=pytest.mark.slow)])
 def test_image_folder_end_to_end(tmp_path, group):
     rng = np.random.RandomState(0)
     for split, count in (("train", 12), ("val", 5)):

@@ -39,10 +39,21 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     with jax.enable_x64(True):
         process.run("groups", folder / "alone")
-    processes = start_all("-m", "tests.training.process", str(folder), "{port}", "{id}")
+    run_both(folder, "global,groups")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def device_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("device")
+    run_both(folder, "device")
+    return folder
+
+
+def run_both(folder, variants):
+    processes = start_all("-m", "tests.training.process", str(folder), "{port}", "{id}", variants)
     texts = outputs(processes)
     assert [process.returncode for process in processes] == [0, 0], texts
-    return folder
 
 
 def assert_close(got, file):
@@ -52,8 +63,12 @@ def assert_close(got, file):
             np.testing.assert_allclose(got[name], want[name], rtol=1e-9, atol=1e-11, err_msg=name)
 
 
-@pytest.mark.parametrize("variant", process.VARIANTS)
-def test_two_processes_are_one(folder, tmp_path, variant):
+@pytest.mark.parametrize(
+    ("variant", "place"),
+    [("global", "folder"), ("groups", "folder"), pytest.param("device", "device_folder", marks=pytest.mark.slow)],
+)
+def test_two_processes_are_one(request, tmp_path, variant, place):
+    folder = request.getfixturevalue(place)
     with jax.enable_x64(True):
         want, scores = process.run(variant, tmp_path)
     for number in range(2):
@@ -98,13 +113,13 @@ def wait_for_step(workdir, step, processes):
     raise AssertionError(outputs(processes))
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_that_is_left_alone_says_so(tmp_path, number):
     arguments = [a.format(port=helpers.free_port(), id=number) for a in FLAGS]
-    command = [sys.executable, *arguments, f"--workdir={tmp_path}", "--peer_timeout=10"]
+    command = [sys.executable, *arguments, f"--workdir={tmp_path}", "--peer_timeout=4"]
     done = subprocess.run(command, cwd=helpers.ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == EXIT_PEER_LOST
-    assert done.stderr.startswith("error: the processes did not meet within 10 s at localhost:")
+    assert done.stderr.startswith("error: the processes did not meet within 4 s at localhost:")
     assert done.stderr.count("\n") == 1
 
 

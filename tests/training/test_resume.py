@@ -81,12 +81,15 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, kind):
     moment = random.SystemRandom().randint(6, STEPS - 12)
     print(f"{kind.name} after step {moment}")  # shown if the test fails
     process = start(tmp_path)
     wait_until_step(process, tmp_path, moment)
+    while not any(path.name.isdecimal() for path in (tmp_path / "checkpoints").iterdir()):  # without one it begins anew
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
     workers = psutil.Process(process.pid).children(recursive=True)
     if kind == signal.SIGINT:
         os.killpg(process.pid, kind)  # Ctrl-C reaches the data workers too
