@@ -244,7 +244,7 @@ class TestReport:
         shortened = results.path.with_suffix(".md").read_text()
         assert ": 2 steps\n" in shortened
         assert "Shortcuts" not in shortened
-        assert "not run yet" not in shortened
+        assert "| 32 |" not in shortened
         assert "(results/cifar10_2_steps_figure6.png)" in text
         assert "(cifar10_2_steps_figure6.png)" in results.path.with_suffix(".md").read_text()
         for name in ("figure6", "figure7"):
