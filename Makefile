@@ -33,8 +33,10 @@ setup: $(STAMP)
 train: $(STAMP)
 	$(BIN)/python train.py --config=configs/digits.py --workdir=runs/digits
 
+# Compiling is most of the work; less of LLVM's optimisation saves a tenth of it. The slow proofs, and the programs that tests
+# kill and restart, are compiled as for users.
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
+	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=1" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow" $(ARGS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow $(ARGS)

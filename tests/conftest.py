@@ -5,6 +5,7 @@ work. Worker processes and the programs that tests start share them.
 """
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from tests.helpers import ROOT, free_port
 
 flags.FLAGS.mark_as_parsed()
 jax.config.update("jax_numpy_rank_promotion", "raise")
+gc.set_threshold(200_000, 50, 100)  # tracing makes many objects; looking through them as usual takes a tenth of the time
 
 
 @pytest.fixture
