@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -85,7 +85,12 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
         raise UserError(f"devices={num_devices}: several processes use all of their devices; leave it None")
     if num_devices is not None and num_devices > len(devices):
         raise UserError(f"devices={num_devices}: this machine has {len(devices)} ({devices[0].platform})")
-    return Mesh(np.array(devices[:num_devices]), (AXIS,), axis_types=(AxisType.Auto,))
+    return mesh_of(devices[:num_devices])
+
+
+def mesh_of(devices: Sequence[jax.Device]) -> Mesh:
+    """A one-dimensional mesh over these devices."""
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

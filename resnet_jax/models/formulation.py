@@ -12,8 +12,10 @@ On GPUs XLA refuses the latter ("select-and-scatter ... does not have a determin
 deterministic (https://github.com/google/flax/issues/4233).
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +25,27 @@ Array = jax.Array
 SMALL = 9  # output pixels up to which patches win on CPU; at 4x4 they lose
 
 
+_elsewhere: str | None = None
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str) -> Iterator[None]:
+    """Inside, what is traced is for another platform ('tpu', 'gpu') than the one that JAX runs on."""
+    global _elsewhere
+    _elsewhere, before = platform, _elsewhere
+    try:
+        yield
+    finally:
+        _elsewhere = before
+
+
+def _platform() -> str:
+    return _elsewhere or jax.default_backend()
+
+
 def on_cpu() -> bool:
     """Whether the CPU formulations are chosen."""
-    return jax.default_backend() == "cpu"
+    return _platform() == "cpu"
 
 
 def pools_by_slices() -> bool:
@@ -33,7 +53,7 @@ def pools_by_slices() -> bool:
     deterministic = re.search(
         r"--xla_gpu_(deterministic|exclude_nondeterministic)_ops(=true|=1|\s|$)", os.environ.get("XLA_FLAGS", "")
     )
-    return on_cpu() or (jax.default_backend() == "gpu" and deterministic is not None)
+    return on_cpu() or (_platform() == "gpu" and deterministic is not None)
 
 
 def describe() -> str:

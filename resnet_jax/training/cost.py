@@ -52,6 +52,7 @@ class StepCost:
 def step_cost(run: Experiment, compiled: jax.stages.Compiled) -> StepCost:
     """The cost of a run's compiled step (`compile` of a feed)."""
     device, memory = run.mesh.local_devices[0], compiled.memory_analysis()
+    stats = device.memory_stats() if device in jax.local_devices() else None  # else compiled for a device elsewhere
     network = run.model.clone(scan_blocks=False)  # products inside a loop would be counted once
     return StepCost(
         flops=2 * PASSES * total(summarize(network, run.image_shape)).multiply_adds,
@@ -60,7 +61,7 @@ def step_cost(run: Experiment, compiled: jax.stages.Compiled) -> StepCost:
         peak=peak_flops(device.device_kind, run.config.model.dtype, run.config.matmul_precision),
         arguments=memory.argument_size_in_bytes if memory else None,
         temporary=memory.temp_size_in_bytes if memory else None,
-        memory=(device.memory_stats() or {}).get("bytes_limit"),
+        memory=(stats or {}).get("bytes_limit"),
     )
 
 

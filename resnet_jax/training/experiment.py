@@ -92,12 +92,15 @@ def open_data(config: TrainConfig, split: str) -> Source:
     return source
 
 
-def build(config: TrainConfig, num_classes: int, channels: int, images: int | None = None) -> Experiment:
+def build(
+    config: TrainConfig, num_classes: int, channels: int, images: int | None = None, mesh: Mesh | None = None
+) -> Experiment:
     """Builds the experiment of a validated config for data with so many classes and channels.
 
-    To train, it needs the number of training images too, unless all durations are in steps.
+    To train, it needs the number of training images too, unless all durations are in steps. `mesh`: of other devices than
+    the config's.
     """
-    mesh = parallel.make_mesh(config.devices)
+    mesh = mesh or parallel.make_mesh(config.devices)
     config = config_lib.resolved(config, num_classes, images)
     scale = config.batch_size / (config.optimizer.learning_rate_per or config.batch_size)
     schedule = make_schedule(config.schedule, config.optimizer.learning_rate, config.steps, scale)

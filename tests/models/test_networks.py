@@ -65,8 +65,15 @@ def test_plain_cifar_networks_have_the_parameters_of_option_a(depth):
     assert count(build(f"cifar_plain{depth}", 10), 32) == CIFAR_PARAMETERS[depth]["A"]
 
 
-@pytest.mark.parametrize("name", [name for name in zoo.names() if "1202" not in name])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+NAMES = [name for name in zoo.names() if "1202" not in name]
+DEEP = {name for name in NAMES if name not in ("resnet18", "resnet50", "plain18", "cifar_resnet20", "cifar_plain20")}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, "float32") for name in NAMES]
+    + [pytest.param(name, "bfloat16", marks=[pytest.mark.slow] if name in DEEP else []) for name in NAMES],
+)
 def test_shapes_and_dtypes(name, dtype, strict_dtypes):
     cifar = name.startswith("cifar")
     size, classes = (32, 10) if cifar else (224, 1000)

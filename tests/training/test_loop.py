@@ -96,6 +96,7 @@ def test_more_steps_continue_a_finished_run(tmp_path):
     helpers.assert_same_bits(*states)
 
 
+@pytest.mark.slow  # test_devices has the step in float64
 def test_one_device_and_eight_train_alike(tmp_path):
     train(valid(devices=1, steps=2), tmp_path / "one")
     train(valid(devices=8, steps=2), tmp_path / "eight")

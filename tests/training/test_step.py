@@ -56,7 +56,10 @@ def assert_close(one, other, tolerance=1e-9):
         np.testing.assert_allclose(other[name], value, rtol=0, atol=tolerance * scale, err_msg=name)
 
 
-@pytest.mark.parametrize(("on_cpu", "devices"), [(True, 1), pytest.param(False, 1, marks=pytest.mark.slow), (True, 4)])
+@pytest.mark.parametrize(
+    ("on_cpu", "devices"),
+    [pytest.param(True, 1, marks=pytest.mark.slow), pytest.param(False, 1, marks=pytest.mark.slow), (True, 4)],
+)
 def test_micro_batches_give_the_gradient_of_the_batch(x64, monkeypatch, on_cpu, devices):
     monkeypatch.setattr(formulation, "on_cpu", lambda: on_cpu)
     state, metrics = one_step(make(), batch(), devices, accumulate=4)
