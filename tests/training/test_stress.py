@@ -65,6 +65,7 @@ def wait_for(process, condition, seconds=120, pause=0.001):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_killed_twenty_times(tmp_path):
     seed = random.SystemRandom().randrange(10**6)
     draw = random.Random(seed)
@@ -73,7 +74,7 @@ def test_killed_twenty_times(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     done = start(whole)
     assert done.wait(timeout=900) == 0
-    log, inside = [], {"save": 0, "evaluation": 0}
+    inside = dict.fromkeys(("save", "evaluation"), 0)
     for number, kind in enumerate(plan):
         before, old = step_of(killed), half_written(killed)
         process, conditions = (
@@ -97,12 +98,12 @@ def test_killed_twenty_times(tmp_path):
         assert process.returncode in (-signal.SIGKILL, EXIT_STOPPED)
         for name in inside:
             inside[name] += found[name]
-        log.append(f"{number_of_signal.name} near step {step_of(killed)}{''.join(f', in {a}' for a in found if found[a])}")
+        where = "".join(f", in {name}" for name in found if found[name])
+        print(f"{number + 1}/{len(plan)}: {number_of_signal.name} near step {step_of(killed)}{where}", flush=True)
     process = start(killed)
     output = process.communicate(timeout=900)[0]
     assert process.returncode == 0, output
-    print(f"seed {seed}: {len(log)} kills, {inside['save']} inside a save, {inside['evaluation']} inside an evaluation")
-    print("\n".join(log))
+    print(f"seed {seed}: {len(plan)} kills, {inside['save']} inside a save, {inside['evaluation']} inside an evaluation")
     assert inside["save"] >= 3
     assert inside["evaluation"] >= 2
     helpers.assert_same_bits(end_state(killed, 1500), end_state(whole, 1500))
