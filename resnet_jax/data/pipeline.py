@@ -16,6 +16,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -35,6 +36,7 @@ Batch = dict[str, np.ndarray]
 # What a batch says of broken images to the host, and not to the device: their indices in the data set, after a -1 (an
 # array in shared memory cannot be empty).
 BROKEN = "broken"
+TRACKER_IS_QUIET = "ignore:resource_tracker:UserWarning"
 ATTEMPTS = 100  # broken images in a row that one example may meet; beyond that it is not the images
 
 
@@ -234,6 +236,9 @@ def iterate(
     if data.workers:
         if not flags.FLAGS.is_parsed():  # Grain 0.2.18 reads an absl flag here, parsed or not
             flags.FLAGS.mark_as_parsed()
+        # Batches on their way when a run ends are cleared away by Python's own tracker process, which would complain.
+        if TRACKER_IS_QUIET not in sys.warnoptions:
+            sys.warnoptions.append(TRACKER_IS_QUIET)  # it inherits them
         options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=2)
         loader = loader.mp_prefetch(options, worker_init_fn=_worker_init)
     iterator = iter(loader)

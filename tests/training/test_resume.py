@@ -45,6 +45,7 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
 def finish(process: subprocess.Popen) -> str:
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
+    assert "Warning" not in output
     return output
 
 
