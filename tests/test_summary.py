@@ -61,8 +61,14 @@ def check(name, depth, shortcut, placement="1x1", size=224, channels=3, classes=
     return got
 
 
-@pytest.mark.parametrize("depth", BLOCKS)
-@pytest.mark.parametrize("shortcut", ["A", "B", "C"])
+@pytest.mark.parametrize(
+    ("depth", "shortcut"),
+    [
+        pytest.param(depth, shortcut, marks=[pytest.mark.slow] * (depth > 50 and shortcut != "B"))
+        for depth in BLOCKS
+        for shortcut in "ABC"
+    ],
+)
 def test_imagenet(depth, shortcut):
     for index, placement in enumerate(("1x1", "3x3")):
         got = check(f"resnet{depth}", depth, shortcut, placement)

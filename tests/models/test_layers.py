@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.config import BatchNormConfig, ModelConfig, OptimizerConfig, ScheduleConfig
-from resnet_jax.models import formulation, layers, resnet
+from resnet_jax.models import formulation, layers
 from resnet_jax.models.blocks import Shortcut
 from resnet_jax.models.layers import BatchNorm, Conv
-from resnet_jax.training.optimizers import make_optimizer
-from resnet_jax.training.schedules import make_schedule
-from resnet_jax.training.step import make_step
-from tests import helpers
 
 
 def randn(*shape, seed=0):
@@ -99,25 +94,19 @@ class TestMaxPool:
 
     @pytest.mark.parametrize("flags", ["", "--a=1 --xla_gpu_exclude_nondeterministic_ops=false"])
     def test_a_gpu_uses_the_usual_operation(self, monkeypatch, flags):
-        assert "select_and_scatter" in self.training_step_for_gpus(monkeypatch, flags)
+        assert "select_and_scatter" in self.gradient_for_gpus(monkeypatch, flags)
 
-    @pytest.mark.parametrize(
-        "flags", ["--xla_gpu_deterministic_ops=true", "--a=1 --xla_gpu_exclude_nondeterministic_ops --b=2"]
-    )
+    @pytest.mark.parametrize("flags", ["--xla_gpu_deterministic_ops=true", "--xla_gpu_exclude_nondeterministic_ops --b=2"])
     def test_a_deterministic_gpu_gets_nothing_that_xla_refuses_there(self, monkeypatch, flags):
-        assert "select_and_scatter" not in self.training_step_for_gpus(monkeypatch, flags)
+        assert "select_and_scatter" not in self.gradient_for_gpus(monkeypatch, flags)
 
     @staticmethod
-    def training_step_for_gpus(monkeypatch, flags):
-        """The training step of ResNet-18 as XLA for GPUs gets it."""
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    def gradient_for_gpus(monkeypatch, flags):
+        """What XLA for GPUs gets; under jit, where constants of jax.numpy are traced."""
         monkeypatch.setenv("XLA_FLAGS", flags)
-        model, optimizer = resnet.build(ModelConfig(), BatchNormConfig(), 10), make_optimizer(OptimizerConfig())
-        variables = helpers.random_like(resnet.variable_shapes(model, (32, 32, 3)), np.float32)
-        state = helpers.state_of(variables, optimizer, [1] * 3, [1] * 3, np.float32)
-        step = make_step(model, optimizer, make_schedule(ScheduleConfig(boundaries=()), 0.1), 0)
-        batch = {"image": jnp.zeros((2, 32, 32, 3), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
-        return jax.jit(step).trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
+        with formulation.compiling_for("gpu"):
+            gradient = jax.jit(jax.grad(lambda x: layers.max_pool(x, "caffe").astype(jnp.float32).sum()))
+            return gradient.trace(jnp.ones((1, 8, 8, 2), jnp.bfloat16)).lower(lowering_platforms=("cuda",)).as_text()
 
 
 class TestBatchNorm:

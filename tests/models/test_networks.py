@@ -66,13 +66,14 @@ def test_plain_cifar_networks_have_the_parameters_of_option_a(depth):
 
 
 NAMES = [name for name in zoo.names() if "1202" not in name]
-DEEP = {name for name in NAMES if name not in ("resnet18", "resnet50", "plain18", "cifar_resnet20", "cifar_plain20")}
+SHALLOW = {"resnet18", "resnet50", "plain18", "cifar_resnet20", "cifar_plain20"}
+VERY_DEEP = {"resnet101", "resnet152", "cifar_resnet110", "cifar_plain110"}
 
 
 @pytest.mark.parametrize(
     ("name", "dtype"),
-    [(name, "float32") for name in NAMES]
-    + [pytest.param(name, "bfloat16", marks=[pytest.mark.slow] if name in DEEP else []) for name in NAMES],
+    [pytest.param(name, "float32", marks=[pytest.mark.slow] * (name in VERY_DEEP)) for name in NAMES]
+    + [pytest.param(name, "bfloat16", marks=[pytest.mark.slow] * (name not in SHALLOW)) for name in NAMES],
 )
 def test_shapes_and_dtypes(name, dtype, strict_dtypes):
     cifar = name.startswith("cifar")

@@ -91,7 +91,11 @@ def compare(values, key, tolerance, names=None):
 
 
 @pytest.mark.parametrize(
-    "key", [pytest.param(key, marks=[pytest.mark.slow] * (key in (*SLOW, "resnet50_1x1"))) for key in inputs.NETWORKS]
+    "key",
+    [
+        pytest.param(key, marks=[pytest.mark.slow] * (key in (*SLOW, "resnet50_1x1", "resnet18_A")))
+        for key in inputs.NETWORKS
+    ],
 )
 def test_everything_in_float64(x64, key):
     compare(compute(key, np.float64), key, 1e-9)

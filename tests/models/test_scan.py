@@ -30,7 +30,7 @@ def compute(model, variables, images):
         ("cifar_resnet20", "A", ()),
         pytest.param("cifar_resnet20", "C", (1, 3), marks=pytest.mark.slow),
         ("cifar_resnet8", "A", ()),
-        ("cifar_plain14", None, (2,)),
+        pytest.param("cifar_plain14", None, (2,), marks=pytest.mark.slow),
         pytest.param("resnet50", "B", (), marks=pytest.mark.slow),
     ],
 )

@@ -25,7 +25,7 @@ FLAGS = [
     f"--config.steps={STEPS}",
     "--config.batch_size=16",
     "--config.schedule.boundaries=(20,45)",
-    "--config.evaluation.every=12",
+    "--config.evaluation.every=25",
     "--config.checkpoint.every=5",
     "--config.logging.every=4",
     "--config.logging.tensorboard=False",
@@ -82,7 +82,10 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+# What SIGTERM does is in test_loop too.
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, *(pytest.param(other, marks=pytest.mark.slow) for other in (signal.SIGTERM, signal.SIGINT))]
+)
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, kind):
     moment = random.SystemRandom().randint(6, STEPS - 12)
     print(f"{kind.name} after step {moment}")  # shown if the test fails
