@@ -51,6 +51,10 @@ def tpus(topology: str) -> list[jax.Device]:
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     except Exception as error:  # of several kinds
+        if "lockfile" in str(error):
+            raise UserError(
+                "another program on this machine uses libtpu, which serves one at a time; wait for its end"
+            ) from error
         raise UserError(f"--topology={topology}: {_line(error)}; give one such as v5e:2x4, v6e:4x4 or v5p:2x2x2") from error
 
 

@@ -53,6 +53,10 @@ def test_a_step_compiles(model):
     [
         (["--topology=v5e:9x9"], "--topology=v5e:9x9: INVALID_ARGUMENT: Topology layout"),
         (["--config.batch_size=6"], "batch_size=6 cannot be shared by 4 devices"),
+        (
+            ["--config.model.name=cifar_resnet8", "--config.batch_size=16000000"],
+            "batch_size=16000000 does not fit into v5e:2x2: RESOURCE_EXHAUSTED",
+        ),
     ],
 )
 def test_what_cannot_be_ends_in_one_line(arguments, message):
