@@ -328,7 +328,8 @@ class TrainConfig(Section):
     """Steps that the device makes in one go with data.placement='device'; None: on CPU 1, elsewhere up to 100. Signals are
     looked at in between."""
     deterministic: bool = False
-    """On GPUs, only operations with reproducible results (slower). CPU and TPU are reproducible anyway."""
+    """On GPUs, only operations with reproducible results ("potentially slower", says XLA). CPU and TPU are
+    reproducible anyway."""
     matmul_precision: str = "default"
     """Of float32 products on accelerators: default (TF32 or bfloat16 passes, fast), high or highest (full float32)."""
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

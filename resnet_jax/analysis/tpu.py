@@ -3,8 +3,8 @@
     python -m resnet_jax.analysis.tpu --config=configs/resnet50.py --topology=v5e:2x4
 
 It needs `pip install libtpu` (or `make setup EXTRA=tpu`), which brings the compiler, and no TPU; no data is read and nothing
-is run. Compiling takes minutes. The first line is what a training run prints before its first step; a step that does not fit
-into the memory of a TPU is an error, and the line says what it would need.
+is run: with `data.placement=device` the data set comes on top. Compiling takes minutes. A step that does not fit into the
+memory of a TPU is an error, and the line says what it would need.
 """
 
 import collections
@@ -24,7 +24,7 @@ from resnet_jax.config import TrainConfig
 from resnet_jax.errors import UserError
 from resnet_jax.models import formulation
 from resnet_jax.training import experiment
-from resnet_jax.training.compiled import compile_evaluation, compile_step
+from resnet_jax.training.compiled import compile_step
 from resnet_jax.training.cost import step_cost
 
 # What libtpu would otherwise ask the machine for, and complain about where there is no TPU.
@@ -59,7 +59,7 @@ def tpus(topology: str) -> list[jax.Device]:
 
 
 def compile_for(config: TrainConfig, topology: str) -> str:
-    """Compiles training step and evaluation of a config, whose images count as RGB, for a TPU slice.
+    """Compiles the training step of a config, whose images count as RGB, for a TPU slice.
 
     Returns:
       What the step costs and exchanges, and how long compiling took, in lines.
@@ -67,6 +67,8 @@ def compile_for(config: TrainConfig, topology: str) -> str:
     Raises:
       UserError: no such slice, it cannot share the batch, or a step needs more memory than its TPUs have.
     """
+    if config.devices is not None:
+        raise UserError(f"devices={config.devices}: here --topology says how many; leave it None")
     mesh = parallel.mesh_of(tpus(topology))
     validation.check_devices(config, mesh.size)
     run = experiment.build(config, config.model.num_classes or 1000, channels=3, mesh=mesh)
@@ -74,7 +76,6 @@ def compile_for(config: TrainConfig, topology: str) -> str:
     try:
         with formulation.compiling_for("tpu"):
             step = compile_step(run)
-            compile_evaluation(run, images=config.evaluation.batch_size or config.batch_size)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise UserError(
@@ -88,7 +89,7 @@ def compile_for(config: TrainConfig, topology: str) -> str:
         f"{config.model.name}, {config.batch_size} images on {mesh.size} x {mesh.devices[0].device_kind} ({topology}), "
         f"{config.model.dtype}\n{step_cost(run, step)}\n"
         f"exchanged in a step: {kinds or 'nothing'}, {sum(each.bytes for each in found) / 1e6:.2f} MB per device\n"
-        f"compiled, with the evaluation, in {time.monotonic() - began:.0f} s; nothing was run"
+        f"compiled in {time.monotonic() - began:.0f} s; nothing was run"
     )
 
 

@@ -8,8 +8,8 @@ On the CPU backend (measured on two AMD EPYC cores, jax 0.10.2, float32; results
   step. It never repeats an operation with two large operands; so ReLU is written as a selection.
 - The gradient of nine shifted slices is three times faster than that of `reduce_window`.
 
-On GPUs XLA refuses the latter ("select-and-scatter ... does not have a deterministic implementation") when it must be
-deterministic (https://github.com/google/flax/issues/4233).
+When XLA must be deterministic on a GPU, it refuses the gradient of `reduce_window` ("select-and-scatter ... does not have a
+deterministic implementation", https://github.com/google/flax/issues/4233), and slices are used there too.
 """
 
 import contextlib

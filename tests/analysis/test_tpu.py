@@ -32,6 +32,11 @@ def test_inside_the_formulations_are_those_of_the_other_platform():
     assert formulation.on_cpu()
 
 
+def test_the_topology_says_how_many_devices():
+    with pytest.raises(UserError, match="devices=4: here --topology says how many"):
+        tpu.compile_for(helpers.validated(helpers.digits_config(devices=4)), "v5e:2x2")
+
+
 @needs_libtpu
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["cifar_resnet8", "resnet18"])  # with max pooling, which is another operation there
